@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from afp.training import Recipe, TrainingError, train
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.frozen = nn.Linear(4, 32).requires_grad_(False)
+        self.drop = nn.Dropout(0.1)
+        self.head = nn.Linear(32, 2)
+
+    def forward(self, x):
+        return self.head(self.drop(self.frozen(x).relu()))
+
+
+def data(n=50):
+    x = torch.randn(n, 4, generator=torch.Generator().manual_seed(1))
+    return TensorDataset(x, (x[:, 0] > 0).long())
+
+
+def loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def state(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+RECIPE = Recipe(lr=0.05, epochs=4, batch_size=16)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_learns_and_leaves_frozen_parameters_alone(optimizer):
+    model = Model()
+    before = state(model)
+    recipe = Recipe(lr=0.3, epochs=20, batch_size=16, optimizer=optimizer)
+    history = train(model, data(), loss, recipe, progress=False)
+    assert history.loss[-4:].mean() < 0.7 * history.loss[:4].mean()
+    assert list(history.step) == list(range(20 * 4))
+    assert torch.equal(model.frozen.weight, before["frozen.weight"])
+    assert not torch.equal(model.head.weight, before["head.weight"])
+
+
+def test_same_seed_same_result_other_seed_another():
+    results = []
+    for seed in (0, 0, 1):
+        model = Model()
+        train(model, data(), loss, Recipe(lr=0.05, epochs=2, batch_size=16, seed=seed), progress=False)
+        results.append(state(model))
+    assert same(results[0], results[1])
+    assert not same(results[0], results[2])
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_resumed_run_equals_uninterrupted(tmp_path, validated):
+    whole, stopped, resumed = Model(), Model(), Model()
+    calls = []
+
+    def validate(model):
+        return -float(loss(model, data().tensors))
+
+    def dies(model):
+        calls.append(model)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return validate(model) if validated else 0.0
+
+    keep = {"validate": validate} if validated else {}
+    expected = train(whole, data(), loss, RECIPE, progress=False, **keep)
+    with pytest.raises(KeyboardInterrupt):
+        if validated:
+            train(stopped, data(), loss, RECIPE, validate=dies, checkpoint=tmp_path, progress=False)
+        else:
+            seen = iter(range(9))
+
+            def dying_loss(model, batch):
+                if next(seen) == 8:
+                    raise KeyboardInterrupt
+                return loss(model, batch)
+
+            train(stopped, data(), dying_loss, RECIPE, checkpoint=tmp_path, progress=False)
+    history = train(resumed, data(), loss, RECIPE, checkpoint=tmp_path, progress=False, **keep)
+    assert same(state(whole), state(resumed))
+    assert expected.drop(columns="seconds").equals(history.drop(columns="seconds"))
+    again = train(Model(), data(), loss, RECIPE, checkpoint=tmp_path, progress=False, **keep)
+    assert again.equals(history)
+
+
+def test_checkpoint_of_another_recipe_is_refused(tmp_path):
+    train(Model(), data(), loss, RECIPE, checkpoint=tmp_path, progress=False)
+    with pytest.raises(TrainingError, match="recipe"):
+        train(
+            Model(),
+            data(),
+            loss,
+            Recipe(lr=0.1, epochs=4, batch_size=16),
+            checkpoint=tmp_path,
+            progress=False,
+        )
+
+
+def test_best_epoch_is_kept():
+    model, seen = Model(), []
+
+    def validate(model):
+        seen.append(state(model))
+        return [0.1, 0.9, 0.9, 0.2][len(seen) - 1]
+
+    history = train(model, data(), loss, RECIPE, validate=validate, progress=False)
+    assert same(state(model), seen[1])
+    assert list(history.validation.dropna()) == [0.1, 0.9, 0.9, 0.2]
+
+
+def test_nan_loss_names_step_and_rate():
+    def bad(model, batch):
+        return loss(model, batch) * (math.nan if len(batch[0]) == 2 else 1.0)
+
+    with pytest.raises(TrainingError, match=r"nan at step 3 \(epoch 0\), learning rate 0\.05"):
+        train(
+            Model(),
+            data(),
+            bad,
+            Recipe(lr=0.05, epochs=1, batch_size=16, schedule="constant"),
+            progress=False,
+        )
+
+
+def test_nothing_to_train_is_an_error():
+    with pytest.raises(TrainingError, match="no parameter"):
+        train(Model().requires_grad_(False), data(), loss, RECIPE, progress=False)
+
+
+def test_learning_rates():
+    recipe = Recipe(lr=1.0, epochs=10, batch_size=1, warmup_steps=10, warmup_lr=0.5)
+    rates = [recipe.lr_at(s, 10) for s in range(100)]
+    assert rates[0] == 0.5 and rates[5] == 0.75 and rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert rates == sorted(rates[:11]) + sorted(rates[11:], reverse=True)
+    coop = Recipe(lr=2e-3, epochs=2, batch_size=1, warmup="constant", warmup_epochs=1, warmup_lr=1e-5)
+    assert [coop.lr_at(s, 7) for s in range(8)] == [1e-5] * 7 + [2e-3]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"optimizer": "adam"},
+        {"lr": 0.0},
+        {"epochs": 0},
+        {"warmup_steps": -1},
+        {"warmup_steps": 1, "warmup_epochs": 1},
+    ],
+)
+def test_wrong_recipes_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Recipe(**({"lr": 0.1, "epochs": 1, "batch_size": 1} | wrong))
