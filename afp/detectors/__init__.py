@@ -1,0 +1,37 @@
+"""Detectors by name. A class is imported when it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from .base import Detector, DetectorError, read_config
+
+_CLASSES = {
+    "linear-probe": "linear_probe.LinearProbe",
+    "metadata": "metadata.Metadata",
+    "spectrum": "spectrum.Spectrum",
+}
+NAMES = tuple(_CLASSES)
+
+
+def detector_class(name: str) -> type[Detector]:
+    """The class of a registered detector. Raises DetectorError naming the known ones."""
+    if name not in _CLASSES:
+        raise DetectorError(f"detector: {name!r}, expected one of {', '.join(NAMES)}")
+    module, _, attribute = _CLASSES[name].partition(".")
+    return getattr(import_module(f".{module}", __package__), attribute)
+
+
+def create(name: str, **config) -> Detector:
+    """A new, unfitted detector. Raises DetectorError for an unknown name or config field."""
+    cls = detector_class(name)
+    known = [f for f in cls.__dataclass_fields__ if f != "normalisation"]
+    if unknown := set(config) - set(cls.__dataclass_fields__):
+        raise DetectorError(f"{name}: unknown config field {sorted(unknown)[0]!r}, expected {', '.join(known)}")
+    return cls(**config)
+
+
+def load(folder: str | Path) -> Detector:
+    """The fitted detector in a run folder."""
+    return detector_class(read_config(folder)["detector"]).load(folder)

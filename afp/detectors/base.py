@@ -1,0 +1,135 @@
+"""The contract that every detector keeps."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+import pandas as pd
+
+from ..images import Normalisation
+from ..manifest import held_in_generators
+from ..metrics import choose_threshold
+
+
+class DetectorError(ValueError):
+    """A detector's config, data or folder is not usable; the message names the field, the value, the expected."""
+
+
+@dataclass
+class Detector(ABC):
+    """A detector of AI-generated images.
+
+    Subclasses are dataclasses: their fields are the config, checked in ``__post_init__``, which does nothing else.
+    What is learned ends in an underscore: ``threshold_`` (chosen on validation), ``generators_`` (trained on).
+
+    Notebook: 04_evaluate_held_out
+    """
+
+    name: ClassVar[str]
+    normalisation: Normalisation = field(default_factory=Normalisation, kw_only=True)
+
+    def fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool = True) -> Self:
+        """Learn from manifest rows; hyperparameters and the threshold come from ``validation`` alone.
+
+        Raises:
+            DetectorError: a class is missing in either set.
+            UnreadableImages: names every image that cannot be decoded.
+        """
+        for part, frame in (("train", train), ("validation", validation)):
+            found = sorted(frame["label"].unique().tolist())
+            if found != [0, 1]:
+                raise DetectorError(f"{part}: labels {found} in {len(frame)} images, expected both 0 and 1")
+        self._fit(train, validation, progress)
+        self.generators_ = held_in_generators(train.assign(split="train"))
+        scores = self._score(validation, "none", progress)
+        self.threshold_ = choose_threshold(validation["label"].to_numpy(), scores)
+        return self
+
+    def score(self, frame: pd.DataFrame, perturbation: str = "none", progress: bool = False) -> np.ndarray:
+        """P(fake) of every row.
+
+        Args:
+            frame: needs ``file`` and ``sha256``; a manifest, or `afp.manifest.from_files`.
+            perturbation: see `afp.perturbations`; applied after normalisation.
+        Returns:
+            float64, (n,), in [0, 1].
+        Raises:
+            DetectorError: not fitted.
+            UnreadableImages: names every image that cannot be decoded.
+        """
+        if not hasattr(self, "threshold_"):
+            raise DetectorError(f"{self.name} is not fitted: call fit, or load a fitted run")
+        if frame.empty:
+            return np.empty(0)
+        scores = np.asarray(self._score(frame, perturbation, progress), dtype=np.float64)
+        if scores.shape != (len(frame),) or not np.isfinite(scores).all():
+            raise FloatingPointError(f"{self.name}: scores of shape {scores.shape} with values that are not finite")
+        return scores
+
+    def config(self) -> dict:
+        """The constructor's arguments as JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``config.json`` and the learned state (safetensors, or a peft adapter)."""
+        if not hasattr(self, "threshold_"):
+            raise DetectorError(f"{self.name} is not fitted: nothing to save")
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save(folder)
+        content = {"detector": self.name, "config": self.config(), "n_trainable": self.n_trainable}
+        content |= {"threshold": self.threshold_, "generators": self.generators_}
+        (folder / "config.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """A fitted detector from its folder. Raises DetectorError naming what is missing or foreign."""
+        folder = Path(folder)
+        content = read_config(folder)
+        if content["detector"] != cls.name:
+            raise DetectorError(f"{folder}: holds a {content['detector']}, expected {cls.name}")
+        config = content["config"]
+        detector = cls(**config | {"normalisation": Normalisation(**config["normalisation"])})
+        try:
+            detector._load(folder)
+        except FileNotFoundError as error:
+            raise DetectorError(f"{folder}: {error.filename or error} is missing; fit the run again") from error
+        detector.threshold_, detector.generators_ = content["threshold"], content["generators"]
+        return detector
+
+    @property
+    @abstractmethod
+    def n_trainable(self) -> int:
+        """How many numbers training may change."""
+
+    @abstractmethod
+    def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None: ...
+
+    @abstractmethod
+    def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray: ...
+
+    @abstractmethod
+    def _save(self, folder: Path) -> None: ...
+
+    @abstractmethod
+    def _load(self, folder: Path) -> None: ...
+
+
+def read_config(folder: str | Path) -> dict:
+    """The ``config.json`` of a run folder. Raises DetectorError if there is none that can be used."""
+    path = Path(folder) / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if missing := {"detector", "config", "threshold", "generators"} - content.keys():
+            raise DetectorError(f"{path}: field {sorted(missing)[0]!r} is missing")
+    except FileNotFoundError:
+        raise DetectorError(f"{folder}: no run here (no config.json); make one with `afp fit`") from None
+    except (OSError, json.JSONDecodeError, AttributeError) as error:
+        raise DetectorError(f"{path}: not a readable run config ({error})") from error
+    return content

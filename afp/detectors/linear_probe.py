@@ -1,0 +1,89 @@
+"""``linear-probe``: one linear layer on a frozen CLIP image tower."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+
+from ..backbones import load_backbone
+from ..features import extract
+from .base import Detector, DetectorError
+from .logistic import C_GRID, Logistic, choose
+
+
+@dataclass
+class LinearProbe(Detector):
+    """Logistic regression on the class token of one block of the tower (or on the image embedding).
+
+    What generators leave behind is seen best in the middle of the tower, not at its end, where only the content is
+    left (Koutlis and Papadopoulos, RINE, 2024). Which block is best is chosen on validation.
+
+    Args:
+        backbone: see `afp.backbones.load_backbone`.
+        block: ``auto`` (chosen by validation loss), a block's number as text (``0`` is the embedding layer), or
+            ``embedding`` for the projected image embedding.
+        c: inverse regularisation strengths to choose from.
+
+    Notebook: 04_evaluate_held_out
+    """
+
+    name: ClassVar[str] = "linear-probe"
+    backbone: str = "demo-clip"
+    block: str = "auto"
+    c: tuple[float, ...] = C_GRID
+
+    def __post_init__(self) -> None:
+        self.block = str(self.block)
+        self.c = tuple(self.c)
+        if self.block not in ("auto", "embedding") and not self.block.isdigit():
+            raise DetectorError(f"linear-probe: block is {self.block!r}, expected auto, embedding or a number")
+        if not self.c or not all(c > 0 for c in self.c):
+            raise DetectorError(f"linear-probe: c is {self.c}, expected positive numbers")
+
+    @property
+    def n_trainable(self) -> int:
+        """Width of the features + 1."""
+        return self.model_.size
+
+    def _features(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
+        output = "embedding" if self.block == "embedding" else "cls"
+        return extract(
+            frame,
+            load_backbone(self.backbone),
+            output,
+            normalisation=self.normalisation,
+            perturbation=perturbation,
+            progress=progress,
+        )
+
+    def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
+        x, x_val = (self._features(f, "none", progress) for f in (train, validation))
+        y, y_val = (f["label"].to_numpy() for f in (train, validation))
+        if self.block == "embedding":
+            self.model_, self.c_, _ = choose((x, y), (x_val, y_val), self.c)
+            self.block_ = None
+            return
+        blocks = range(x.shape[1]) if self.block == "auto" else [int(self.block)]
+        if blocks[-1] >= x.shape[1]:
+            raise DetectorError(f"linear-probe: block is {self.block}, {self.backbone} has 0 to {x.shape[1] - 1}")
+        fits = {b: choose((x[:, b], y), (x_val[:, b], y_val), self.c) for b in blocks}
+        self.block_ = min(fits, key=lambda b: fits[b][2])
+        self.model_, self.c_, _ = fits[self.block_]
+
+    def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
+        x = self._features(frame, perturbation, progress)
+        return self.model_.predict(x if self.block_ is None else x[:, self.block_])
+
+    def _save(self, folder: Path) -> None:
+        self.model_.save(folder)
+        (folder / "chosen.json").write_text(json.dumps({"block": self.block_, "c": self.c_}) + "\n")
+
+    def _load(self, folder: Path) -> None:
+        self.model_ = Logistic.load(folder)
+        chosen = json.loads((folder / "chosen.json").read_text())
+        self.block_, self.c_ = chosen["block"], chosen["c"]

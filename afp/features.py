@@ -1,0 +1,146 @@
+"""Features of a frozen backbone: extracted once an image, cached on disk, the same bytes ever after."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm.auto import tqdm
+
+from . import perturbations
+from .backbones import Backbone
+from .images import ImageError, Normalisation, UnreadableImages, open_image, sha256
+from .paths import cache_dir
+
+BATCH = 16
+POOLED = ("embedding", "cls")  # small, and both come out of one pass: cached together
+
+
+def prepare(file: str, digest: str, normalisation: Normalisation, perturbation: str = "none") -> Image.Image:
+    """One image as every model sees it: decoded, normalised, then perturbed (seeded by its hash).
+
+    Raises:
+        ImageError: not decodable, or not the file whose hash the manifest holds.
+    """
+    if digest and sha256(Path(file)) != digest:
+        raise ImageError(f"{file}: changed since its hash {digest[:12]}… was written; make the manifest anew")
+    return perturbations.perturb(normalisation(open_image(file)), perturbation, seed=digest)
+
+
+def prepare_all(
+    frame: pd.DataFrame, normalisation: Normalisation, perturbation: str = "none", progress: bool = False
+) -> list[Image.Image]:
+    """`prepare` for every row; raises UnreadableImages with all the bad files."""
+    images, errors = [], {}
+    rows = zip(frame["file"], frame["sha256"], strict=True)
+    for file, digest in tqdm(rows, total=len(frame), desc="images", disable=not progress, leave=False):
+        try:
+            images.append(prepare(file, digest, normalisation, perturbation))
+        except ImageError as error:
+            errors[file] = str(error)
+    if errors:
+        raise UnreadableImages(errors)
+    return images
+
+
+def extract(
+    frame: pd.DataFrame,
+    backbone: Backbone,
+    output: str,
+    *,
+    normalisation: Normalisation | None = None,
+    perturbation: str = "none",
+    progress: bool = True,
+) -> np.ndarray:
+    """Features of all rows, in the rows' order.
+
+    Args:
+        frame: needs ``file`` and ``sha256``.
+        output: ``embedding``, ``cls`` or ``tokens:K`` (see `Backbone.extract`).
+        perturbation: applied after normalisation, before the backbone's preprocessing.
+    Returns:
+        float32, (n, ...); float16 precision, as cached.
+    Raises:
+        UnreadableImages: names every bad file, after all the others have been cached.
+
+    Notebook: 04_evaluate_held_out
+    """
+    normalisation = normalisation or Normalisation()
+    perturbation = perturbations.check(perturbation)
+    outputs = POOLED if output in POOLED else (output,)
+    if output not in POOLED:
+        backbone.check_output(output)
+    store = _Store(backbone, outputs, normalisation, perturbation)
+    values: list[np.ndarray | None] = [store.read(digest, output) for digest in frame["sha256"]]
+    todo: dict[str, list[int]] = {}  # an image that stands twice is extracted once
+    for i, digest in enumerate(frame["sha256"]):
+        if values[i] is None:
+            todo.setdefault(digest or f"row {i}", []).append(i)
+    errors: dict[str, str] = {}
+    groups = list(todo.values())
+    bar = tqdm(total=len(groups), desc=f"{backbone.name} features", unit="image", disable=not progress or not groups)
+    for start in range(0, len(groups), BATCH):
+        batch, images = [], []
+        for rows in groups[start : start + BATCH]:
+            row = frame.iloc[rows[0]]
+            try:
+                images.append(prepare(row["file"], row["sha256"], normalisation, perturbation))
+                batch.append(rows)
+            except ImageError as error:
+                errors |= {frame.iloc[i]["file"]: str(error) for i in rows}
+        if images:
+            # Padded to one shape: matrix kernels round by shape, so a feature would depend on its batch.
+            pixels = backbone.preprocess(images + [images[-1]] * (BATCH - len(images)))
+            found = backbone.extract(pixels, outputs)
+            for j, rows in enumerate(batch):
+                digest = frame.iloc[rows[0]]["sha256"]
+                arrays = {name: tensor[j].numpy().astype(np.float16) for name, tensor in found.items()}
+                store.write(digest, arrays)
+                for i in rows:
+                    values[i] = arrays[output]
+        bar.update(len(groups[start : start + BATCH]))
+    bar.close()
+    if errors:
+        raise UnreadableImages(errors)
+    if not values:
+        raise ValueError("no image to extract features from: the frame has no row")
+    return np.stack(values).astype(np.float32)
+
+
+class _Store:
+    """One safetensors file an image, under a folder named by everything that the feature depends on."""
+
+    def __init__(self, backbone: Backbone, outputs: tuple, normalisation: Normalisation, perturbation: str):
+        parts = (backbone.fingerprint, "+".join(outputs), normalisation.key, perturbation)
+        self.key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+        self.folder = cache_dir() / "features" / self.key
+
+    def file(self, digest: str) -> Path:
+        return self.folder / digest[:2] / f"{digest}.safetensors"
+
+    def read(self, digest: str, output: str) -> np.ndarray | None:
+        """The cached array, or None: absent, truncated, or written for something else."""
+        if not digest:
+            return None
+        try:
+            with safe_open(self.file(digest), framework="numpy") as stored:
+                if stored.metadata() != {"key": self.key, "sha256": digest}:
+                    return None
+                return stored.get_tensor(output)
+        except (OSError, SafetensorError, KeyError):
+            return None
+
+    def write(self, digest: str, arrays: dict[str, np.ndarray]) -> None:
+        if not digest:
+            return
+        file = self.file(digest)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.partial")  # two processes may extract the same image
+        save_file(arrays, partial, metadata={"key": self.key, "sha256": digest})
+        partial.replace(file)
