@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.interpolate import interp1d
+from scipy.optimize import brentq
+from sklearn import metrics as sk
+
+from afp import metrics
+from afp.metrics import (
+    METRICS,
+    Estimate,
+    check_scores,
+    choose_threshold,
+    compute,
+    evaluate,
+    paired_difference,
+)
+
+
+def table(n_sources=12, tiles=3, generators=("gan-a", "gan-b", "up"), seed=0, shift=1.0, **columns):
+    """Real tiles, resampled tiles and fakes of the same photographs; scores are a noisy sigmoid with ties."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for source in range(n_sources):
+        of_source = rng.normal(0, 0.7)
+        for generator in ("real", "real-resampled", *generators):
+            for tile in range(tiles):
+                fake = generator in generators
+                logit = of_source + rng.normal() + shift * (fake - 0.5) * (1 + (generator == "up"))
+                rows.append({
+                    "path": f"{generator}/{source:02}-{tile}.png", "label": int(fake), "generator": generator,
+                    "kind": "real" if not fake else "GAN" if "gan" in generator else "super-resolution",
+                    "split": "test", "source": f"photo{source:02}", "perturbation": "none",
+                    "detector": "probe", "run": "probe-0", "fold": source % 3,
+                    "seen": int(generator == "gan-a"), "threshold": 0.45 + 0.05 * (source % 3),
+                    "score": round(1 / (1 + np.exp(-logit)), 2), "error": "",
+                })  # fmt: skip
+    return pd.DataFrame(rows).assign(**columns)
+
+
+def pick(results, group, metric="auc", kind=None, against="real") -> Estimate:
+    rows = results[(results.group == group) & (results.metric == metric) & (results.against == against)]
+    rows = rows if kind is None else rows[rows.kind == kind]
+    assert len(rows) == 1
+    return Estimate(*rows[["value", "low", "high"]].to_numpy()[0])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_agrees_with_scikit_learn(ties, weighted):
+    rng = np.random.default_rng(1)
+    for _ in range(10):
+        y = rng.integers(0, 2, 80)
+        p = np.clip(rng.normal(0.4 + 0.2 * y, 0.3), 0, 1)
+        p = np.round(p, 1) if ties else p
+        t = rng.uniform(0.2, 0.8, 80)
+        w = rng.integers(0, 4, 80) if weighted else np.ones(80)
+        got = {name: value[0] for name, value in compute(y, p, t, w[None]).items()}
+        fpr, tpr, _ = sk.roc_curve(y, p, sample_weight=w, drop_intermediate=False)
+        ece = 0.0
+        for i in range(15):
+            inside = (p >= i / 15) & ((p < (i + 1) / 15) | (i == 14))
+            if w[inside].sum():
+                gap = np.average(p[inside], weights=w[inside]) - np.average(y[inside], weights=w[inside])
+                ece += w[inside].sum() / w.sum() * abs(gap)
+        expected = {
+            "accuracy": sk.accuracy_score(y, p >= 0.5, sample_weight=w),
+            "accuracy_val": sk.accuracy_score(y, p >= t, sample_weight=w),
+            "real_accuracy": sk.recall_score(y, p >= 0.5, pos_label=0, sample_weight=w),
+            "real_accuracy_val": sk.recall_score(y, p >= t, pos_label=0, sample_weight=w),
+            "fake_accuracy": sk.recall_score(y, p >= 0.5, sample_weight=w),
+            "fake_accuracy_val": sk.recall_score(y, p >= t, sample_weight=w),
+            "auc": sk.roc_auc_score(y, p, sample_weight=w),
+            "ap": sk.average_precision_score(y, p, sample_weight=w),
+            "eer": got["eer"] if ties else brentq(lambda x, f=fpr, r=tpr: 1 - x - interp1d(f, r)(x), 0, 1),
+            "tpr_at_1_fpr": tpr[fpr <= 0.01].max(),
+            "tpr_at_5_fpr": tpr[fpr <= 0.05].max(),
+            "tpr_at_10_fpr": tpr[fpr <= 0.10].max(),
+            "ece": ece,
+            "nll": sk.log_loss(y, p, sample_weight=w),
+        }
+        assert tuple(expected) == METRICS
+        for name, value in expected.items():
+            assert got[name] == pytest.approx(value, abs=1e-9), name
+
+
+def test_eer_lies_on_the_roc_curve_also_across_ties():
+    y, p = [0, 0, 0, 0, 1, 1, 1, 1], [0.1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.9]
+    assert compute(y, p)["eer"] == pytest.approx(0.375)  # on the tie's diagonal, (0, .25) to (.75, 1)
+    assert compute([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9])["eer"] == 0
+    assert compute([1, 1, 0, 0], [0.1, 0.2, 0.8, 0.9])["eer"] == 1
+
+
+def test_one_of_twenty_is_allowed_at_five_percent():
+    y, p = [0] * 20 + [1] * 4, [0.8] + [0.1] * 19 + [0.9, 0.9, 0.8, 0.7]
+    got = compute(y, p)
+    assert (got["tpr_at_1_fpr"], got["tpr_at_5_fpr"]) == (0.5, 1.0)
+
+
+def test_weights_equal_rows_repeated():
+    df = check_scores(table())
+    columns = [df[c].to_numpy() for c in ("label", "score", "threshold")]
+    is_real = df["label"].to_numpy() == 0
+    weights = np.concatenate(list(metrics._resamples(df["source"].to_numpy(), is_real, 20, 0)))
+    assert weights.shape == (21, len(df)) and (weights[0] == 1).all()
+    assert (weights[1:].sum(1) == len(df)).all(), "equal sources: a replicate has as many rows as the data"
+    together = compute(*columns, weights)
+    for i, w in enumerate(weights.astype(int)):
+        alone = compute(*(np.repeat(column, w) for column in columns))
+        for name in METRICS:
+            assert together[name][i] == pytest.approx(alone[name], abs=1e-12), name
+        assert (pd.Series(w).groupby(df["source"]).nunique() == 1).all(), "a source comes whole"
+
+
+def test_values_come_from_the_rows():
+    df = table()
+    results = evaluate(df, n_boot=50)
+    df = df.set_index("generator")
+    aucs = {}
+    for generator in ("gan-a", "gan-b", "up"):
+        for against in ("real", "real-resampled"):
+            rows = df.loc[[against, generator]]
+            auc = sk.roc_auc_score(rows.label, rows.score)
+            aucs[generator, against] = auc
+            assert pick(results, generator, against=against).value == pytest.approx(auc)
+    for against in ("real", "real-resampled"):
+        b, up = aucs["gan-b", against], aucs["up", against]
+        for group, kind, expected in (
+            ("mean held-out", "all", (b + up) / 2), ("min held-out", "all", min(b, up)),
+            ("mean held-out", "GAN", b), ("mean held-in", "all", aucs["gan-a", against]),
+        ):  # fmt: skip
+            assert pick(results, group, kind=kind, against=against).value == pytest.approx(expected)
+    real = df.loc["real"]
+    rate = pick(results, "real", "false_positive_rate_val", against="")
+    assert rate.value == pytest.approx((real.score >= real.threshold).mean())
+    assert rate.low < rate.value < rate.high
+    worst = max(pick(results, g, "eer").value for g in ("gan-b", "up"))
+    assert pick(results, "max held-out", "eer", "all").value == worst
+    assert results.query("group == 'gan-a'").seen.eq(1).all()
+    assert results.query("group == 'up'").seen.eq(0).all()
+    assert results.query("group == 'mean held-out' and kind == 'all'").n_fake.eq(72).all()
+    assert (results.low <= results.value + 1e-12).mean() > 0.95
+    assert (results.high >= results.value - 1e-12).mean() > 0.95
+
+
+def test_order_of_rows_changes_nothing():
+    df = table()
+    shuffled = df.sample(frac=1, random_state=3)
+    pd.testing.assert_frame_equal(evaluate(df, n_boot=50), evaluate(shuffled, n_boot=50))
+
+
+def test_parts_of_replicates_change_nothing_but_memory(monkeypatch):
+    df = table(n_sources=6)
+    whole = evaluate(df, n_boot=30)
+    monkeypatch.setattr(metrics, "_CHUNK", 7 * len(df))
+    pd.testing.assert_frame_equal(whole, evaluate(df, n_boot=30))
+
+
+def test_failed_rows_are_counted_and_left_out():
+    df = table()
+    broken = df.copy()
+    broken["score"] = broken["score"].astype(object)
+    broken.loc[[0, 20], "score"] = ["", np.nan]
+    broken.loc[[0, 20], "error"] = "cannot be read"
+    kept = df.drop(index=[0, 20])
+    assert list(df.loc[[0, 20], "generator"]) == ["real", "real-resampled"]
+    a, b = evaluate(broken.replace("", np.nan), n_boot=20), evaluate(kept, n_boot=20)
+    pd.testing.assert_frame_equal(a.drop(columns="n_failed"), b.drop(columns="n_failed"))
+    assert a[a.against == "real"].n_failed.eq(1).all() and b.n_failed.eq(0).all()
+    assert a[(a.group == "mean held-out") & (a.against == "real")].n_real.eq(35).all()
+
+
+def test_everything_failed_is_no_crash():
+    results = evaluate(table(score=np.nan, error="cannot be read"), n_boot=5)
+    assert results.value.isna().all() and (results.n_failed > 0).all()
+
+
+def test_one_class_gives_nan_where_the_other_is_needed():
+    fakes = evaluate(table().query("label == 1"), n_boot=20)
+    assert fakes.against.eq("").all()
+    assert np.isnan(pick(fakes, "up", "auc", against="").value)
+    assert 0 < pick(fakes, "up", "fake_accuracy", against="").value <= 1
+    reals = evaluate(table().query("generator == 'real'"), n_boot=20)
+    assert set(reals.group) == {"real"} and set(reals.metric) == set(metrics.REAL_METRICS)
+    assert evaluate(table().iloc[:0]).empty
+
+
+def test_one_source_has_no_interval():
+    results = evaluate(table(n_sources=1), n_boot=20)
+    assert results.value.notna().any() and results.low.isna().all() and results.high.isna().all()
+
+
+def test_rows_without_a_source_stand_alone():
+    df = table(source=np.nan)
+    a = evaluate(df, n_boot=20)
+    pd.testing.assert_frame_equal(a, evaluate(df.assign(source=df.path), n_boot=20))
+
+
+def test_copies_of_a_photograph_do_not_narrow_the_interval():
+    one = table(n_sources=30, tiles=1, seed=5)
+    many = pd.concat([one.assign(path=one.path + f"#{i}") for i in range(6)])
+    alone, copied = pick(evaluate(one), "up"), pick(evaluate(many), "up")
+    as_if_independent = pick(evaluate(many.assign(source=many.path)), "up")
+    assert (copied.low, copied.high) == pytest.approx((alone.low, alone.high))
+    assert copied.high - copied.low > 1.8 * (as_if_independent.high - as_if_independent.low)
+
+
+def test_intervals_cover_the_truth():
+    truth = pick(evaluate(table(n_sources=4000, tiles=1, seed=99), n_boot=2), "gan-b").value
+    inside = 0
+    for seed in range(40):
+        found = pick(evaluate(table(n_sources=40, tiles=2, seed=seed), n_boot=200), "gan-b")
+        inside += found.low <= truth <= found.high
+    assert 34 <= inside <= 40
+
+
+def test_few_images_of_many_generators_share_a_group():
+    df = table()
+    wild = pd.DataFrame([
+        {**df.iloc[0].to_dict(), "path": f"wild/{i}", "source": f"wild{i}", "generator": name, "label": 1,
+         "kind": "text-to-image", "score": 0.3 + i / 20}
+        for i, name in enumerate(["sdxl", "flux", "flux", "dalle", *["sd3"] * 5])
+    ])  # fmt: skip
+    results = evaluate(pd.concat([df, wild]), n_boot=20)
+    groups = set(results.group)
+    assert {"text-to-image", "sd3"} < groups and not {"sdxl", "flux", "dalle"} & groups
+    assert results.query("group == 'text-to-image'").n_fake.eq(4).all()
+    two = [pick(results, g).value for g in ("text-to-image", "sd3")]
+    assert pick(results, "mean held-out", kind="text-to-image").value == pytest.approx(np.mean(two))
+    assert pick(results, "mean held-out", kind="GAN").value == pytest.approx(pick(results, "gan-b").value)
+
+
+def test_detectors_and_perturbations_stand_apart():
+    df = table()
+    other = table(seed=8, detector="other", path=df.path, source=df.source)
+    jpeg = table(seed=9, perturbation="jpeg:75")
+    results = evaluate(pd.concat([df, other, jpeg]), n_boot=20)
+    for name, part in {("probe", "none"): df, ("other", "none"): other, ("probe", "jpeg:75"): jpeg}.items():
+        rows = results[(results.detector == name[0]) & (results.perturbation == name[1])]
+        pd.testing.assert_frame_equal(rows.reset_index(drop=True), evaluate(part, n_boot=20))
+
+
+def test_paired_difference():
+    a, b = table(seed=1), table(seed=1, shift=2.0)
+    for group in ("up", "mean held-out", "min held-out"):
+        assert paired_difference(a, a.sample(frac=1, random_state=0), group=group) == Estimate(0, 0, 0)
+    results = [evaluate(x, n_boot=2) for x in (a, b)]
+    found = paired_difference(b, a, "auc", n_boot=300)
+    expected = [pick(r, "mean held-out", kind="all").value for r in results]
+    assert found.value == pytest.approx(expected[1] - expected[0])
+    unpaired = [pick(evaluate(x, n_boot=300), "mean held-out", kind="all") for x in (a, b)]
+    assert 0 < found.low < found.high and found.high - found.low < 0.8 * max(e.high - e.low for e in unpaired)
+    assert paired_difference(a, b, n_boot=300).low == pytest.approx(-found.high)
+
+    failed, failed_b = (x.assign(score=x.score.where(x.path != "up/00-0.png")) for x in (a, b))
+    left_out = paired_difference(failed, failed_b, group="up")
+    assert left_out == paired_difference(failed, b, group="up") == paired_difference(a, failed_b, group="up")
+    assert left_out != paired_difference(a, b, group="up")
+    seen = a.assign(seen=a.label)
+    with pytest.raises(ValueError, match="mean held-out"):
+        paired_difference(seen, b)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda a: a.iloc[1:], "1 rows are in one table only"),
+    (lambda a: a.assign(path=a.path.str.replace("up/00-0", "up/elsewhere")), "2 rows .* such as .'up/"),
+    (lambda a: pd.concat([a, a.assign(perturbation="blur:1")]), "scores_b: expected one detector"),
+])  # fmt: skip
+def test_paired_difference_refuses_other_images(change, message):
+    with pytest.raises(ValueError, match=message):
+        paired_difference(table(), change(table()))
+    with pytest.raises(ValueError, match="nonsense"):
+        paired_difference(table(), table(), "nonsense")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda a: a.drop(columns=["seen", "kind"]), r"missing column\(s\) \['kind', 'seen'\]"),
+    (lambda a: a.assign(label=a.label * 2), "label: 2.0 .* expected 0"),
+    (lambda a: a.assign(label=np.nan), "label: nan"),
+    (lambda a: a.assign(score=a.score + 0.5), "score: 1.* expected P"),
+    (lambda a: a.assign(score="high"), "column 'score' must hold numbers"),
+    (lambda a: pd.concat([a, a.iloc[[5]]]), "real-resampled/00-2.png.* more than once"),
+])  # fmt: skip
+def test_bad_tables_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(change(table()))
+
+
+def test_estimate_reads_well():
+    e = Estimate(0.9534, 0.931, 0.9719)
+    assert str(e) == "0.953 [0.931, 0.972]" and f"{e:.2f}" == "0.95 [0.93, 0.97]"
+    assert str(Estimate(np.nan, np.nan, np.nan)) == "n/a" and str(Estimate(0.5, np.nan, np.nan)) == "0.500"
+
+
+def test_threshold_is_the_best_and_never_degenerate():
+    assert choose_threshold([0, 0, 1, 1], [0.1, 0.2, 0.6, 0.9]) == pytest.approx(0.4)
+    assert choose_threshold([1, 1, 1], [0.1, 0.2, 0.6]) == choose_threshold([0, 1], [0.3, 0.3]) == 0.5
+    assert choose_threshold([0, 1], [np.nextafter(1.0, 0), 1.0]) == 1.0
+    assert choose_threshold([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.9]) == pytest.approx(0.6)  # the wider gap
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        y = rng.permutation([0] * 20 + [1] * 7)
+        p = np.round(np.clip(rng.normal(0.4 + 0.2 * y, 0.3), 0, 1), 2)
+        t = choose_threshold(y, p)
+        grid = [sk.balanced_accuracy_score(y, p >= x) for x in np.linspace(0.005, 0.995, 100)]
+        assert sk.balanced_accuracy_score(y, p >= t) == pytest.approx(max(grid), abs=1e-9) or max(grid) == 0.5
+        assert 0 < (p >= t).sum() < len(p)
