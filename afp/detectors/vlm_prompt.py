@@ -1,0 +1,139 @@
+"""`vlm-prompt`: AntifakePrompt. A pseudo-word in the question is all that is trained."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import pandas as pd
+from peft import PeftModel
+
+from .. import soft_prompts
+from ..soft_prompts import SoftPromptError
+from .base import DetectorError
+from .vlm import TOWERS, VlmDetector, adapter
+
+POSITIONS = ("postfix", "prefix", "replace")
+
+
+@dataclass
+class VlmPrompt(VlmDetector):
+    """A pseudo-word `[*]` in the question to a frozen InstructBLIP (Chang et al., AntifakePrompt, section 3).
+
+    Its rows in the Q-Former's and the language model's embeddings are trained, k x (D_Q + D_L) numbers:
+    4,864 for InstructBLIP-Vicuna-7B and k = 1.
+
+    Args, besides `VlmDetector`'s:
+        position: `postfix`, `Is this photo real [*]?`; `prefix`, `[*] Is this photo real?`; `replace`,
+            `Is this photo [*]?`. A question that holds `[*]` already is taken as it is.
+        n_vectors: k; more than one make a pseudo-word of k tokens.
+        towers: `both`, `qformer` or `llm`; the other tower reads the question without the pseudo-word.
+        init: `random`, N(0, .02), or words of both vocabularies that the rows start from.
+
+    Notebook: 02_train_soft_prompt
+    """
+
+    name: ClassVar[str] = "vlm-prompt"
+    position: str = "postfix"
+    n_vectors: int = 1
+    towers: str = "both"
+    init: str = "random"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, known in (("position", POSITIONS), ("towers", ("both", *TOWERS))):
+            if getattr(self, name) not in known:
+                raise DetectorError(f"vlm-prompt: {name} is {getattr(self, name)!r}, expected one of {known}")
+        try:
+            place(self.question, self.position, soft_prompts.pseudo_words(self.n_vectors))
+        except SoftPromptError as error:
+            raise DetectorError(f"vlm-prompt: {error}") from error
+
+    def texts(self) -> dict[str, str]:
+        """What each tower is asked; only those that are trained read the pseudo-word."""
+        text = place(self.question, self.position, soft_prompts.pseudo_words(self.n_vectors))
+        return {tower: text if tower in self._trained() else without_words(text) for tower in TOWERS}
+
+    @cached_property
+    def prompts_(self) -> dict[str, PeftModel]:
+        """The pseudo-word in each trained tower, freshly drawn until `fit` or `load`."""
+        return {
+            tower: soft_prompts.attach(
+                *self._tower(tower), self._words(), init=self.init, seed=self.recipe().seed
+            )
+            for tower in self._trained()
+        }
+
+    @property
+    def n_trainable(self) -> int:
+        """k times the summed widths of the trained embeddings."""
+        return sum(soft_prompts.vectors(prompt).numel() for prompt in self.prompts_.values())
+
+    def nearest_words(self, n: int = 5) -> pd.DataFrame:
+        """Vocabulary words closest to the learned rows; see `afp.soft_prompts.nearest_words`, plus
+        `tower`."""
+        tables = [
+            soft_prompts.nearest_words(prompt, self._tower(tower)[1], n).assign(tower=tower)
+            for tower, prompt in self.prompts_.items()
+        ]
+        return pd.concat(tables, ignore_index=True)
+
+    def _trained(self) -> tuple[str, ...]:
+        return TOWERS if self.towers == "both" else (self.towers,)
+
+    def _words(self) -> list[str]:
+        return soft_prompts.pseudo_words(self.n_vectors)
+
+    def _tower(self, tower: str) -> tuple:
+        vlm = self.vlm_
+        if tower == "qformer":
+            return vlm.model.qformer, vlm.qformer_tokenizer
+        return vlm.model.language_model, vlm.tokenizer
+
+    def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
+        self._forget()
+        assert self.prompts_  # attached before training looks for what requires a gradient
+        self._train(train, validation, progress)
+
+    def _save(self, folder: Path) -> None:
+        for tower, prompt in self.prompts_.items():
+            prompt.save_pretrained(str(folder / f"adapter-{tower}"))
+
+    def _load(self, folder: Path) -> None:
+        self._forget()
+        self.prompts_ = {
+            tower: soft_prompts.load(*self._tower(tower), self._words(), adapter(folder / f"adapter-{tower}"))
+            for tower in self._trained()
+        }
+
+
+def place(question: str, position: str, words: list[str]) -> str:
+    """The question with the pseudo-words in their place.
+
+    Raises `SoftPromptError` if there is none: `postfix` needs a question mark at the end, `replace` exactly
+    one word `real`.
+    """
+    word = " ".join(words)
+    if "[*]" in question:
+        return question.replace("[*]", word, 1)
+    if position == "prefix":
+        return f"{word} {question}"
+    if position == "postfix":
+        if not question.endswith("?"):
+            raise SoftPromptError(
+                f"question {question!r} has no place for a postfix [*]: it must end with '?'"
+            )
+        return f"{question[:-1].rstrip()} {word}?"
+    if len(re.findall(r"\breal\b", question)) != 1:
+        raise SoftPromptError(
+            f"question {question!r} has no place to replace: expected exactly one word 'real'"
+        )
+    return re.sub(r"\breal\b", lambda _: word, question)
+
+
+def without_words(text: str) -> str:
+    """The text without its pseudo-words."""
+    return re.sub(r"\s+(?=\?)|^\s+", "", re.sub(r"\s*\[\*\d*\]", "", text))
