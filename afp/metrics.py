@@ -174,7 +174,7 @@ def check_scores(scores: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"scores table: {df.loc[twice, key].iloc[0].to_dict()} is there more than once; "
                          "expected one row for each detector, perturbation and path")  # fmt: skip
     df["group"] = df["generator"].astype(str)
-    fakes = df[(df["label"] == 1) & (df["kind"] != "")]
+    fakes = df[(df["label"] == 1) & ~df["kind"].isin(["", "unknown"])]
     for (_, _, kind), block in fakes.groupby(["detector", "perturbation", "kind"]):
         n = block.groupby("generator")["seen"].agg(["size", "max"])
         small = n.index[(n["size"] < POOL_BELOW) & (n["max"] == 0)]

@@ -1,0 +1,106 @@
+"""How figures and tables of results look, and how they are written: sizes, colours, files.
+
+`afp.figures` draws with it. Notebook: 04_evaluate_held_out
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+
+from afp.metrics import Estimate
+
+SINGLE, DOUBLE = 3.35, 6.9  # inches: one and two columns of a journal
+# Okabe & Ito's colours, safe for the colour-blind; after them three of Paul Tol's
+COLOURS = {
+    "real": "#0072B2", "real-resampled": "#56B4E9", "GAN": "#D55E00", "diffusion": "#E69F00",
+    "super-resolution": "#009E73", "inpainting": "#CC79A7", "text-to-image": "#332288",
+    "commercial": "#999933", "face": "#882255", "attack": "#000000",
+}  # fmt: skip
+OTHER = "#777777"
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_LOOK = {
+    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7.5, "axes.titlesize": 8,
+    "axes.labelsize": 7.5, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7,
+    "legend.frameon": False, "lines.markersize": 4.2, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "lines.linewidth": 1.2,
+    "axes.axisbelow": True, "figure.constrained_layout.use": True, "figure.dpi": 120, "savefig.dpi": 200,
+    "savefig.facecolor": "white", "svg.fonttype": "none", "svg.hashsalt": "afp",
+    "axes.prop_cycle": mpl.cycler(color=SERIES),
+}  # fmt: skip
+
+
+def style() -> AbstractContextManager:
+    """The look of every figure: `with style(): ...` or `@style()`. Notebook: 04_evaluate_held_out"""
+    return mpl.rc_context(_LOOK)
+
+
+@style()
+def save(fig: Figure, name: str, table: pd.DataFrame, folder: str | Path | None = None) -> list[Path]:
+    """Write `<name>.png` (200 dpi), `<name>.svg` and `<name>.csv` with the plotted numbers.
+
+    The folder is `figures/` unless given, and made if missing. Returns the three paths. The same numbers give
+    the same bytes again. Notebook: 04_evaluate_held_out
+    """
+    if folder is None:
+        from afp.paths import figures_dir
+
+        folder = figures_dir()
+    files = [Path(folder) / f"{name}.{suffix}" for suffix in ("png", "svg", "csv")]
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(files[0], metadata={"Software": None})
+    fig.savefig(files[1], metadata={"Date": None})
+    table.to_csv(files[2], index=False, lineterminator="\n")
+    return files
+
+
+def colour(generator: str, kind: str, shade: float = 0.0) -> str:
+    """The colour of a generator's kind, towards white by `shade` in [0, 1]. Notebook: 04_evaluate_held_out"""
+    base = to_rgb(COLOURS.get(generator if kind == "real" else kind, OTHER))
+    return to_hex([channel + (1 - channel) * shade for channel in base])
+
+
+def summary_table(
+    results: pd.DataFrame, metrics: tuple[str, ...] = ("auc",), digits: int = 2
+) -> pd.DataFrame:
+    """The results of `afp.metrics.evaluate`, wide and for reading: cells like "0.95 [0.93, 0.97]".
+
+    A row a group (held-in generators, held-out ones, then mean and worst; a kind's own mean only where the
+    kind has several of several), a column for each metric, detector, set of real images and perturbation that
+    there are; what is the same everywhere is not repeated. ValueError for a metric that is not in the
+    results. Notebook: 04_evaluate_held_out
+    """
+    if missing := set(metrics) - set(known := results["metric"].unique()):
+        raise ValueError(f"metrics: {sorted(missing)} not in the results; expected some of {list(known)}")
+    df = results[results["metric"].isin(metrics)].reset_index(drop=True)
+    over_generators = df["group"].str.match("(mean|min|max) held-(in|out)$")
+    held_out = df[~over_generators & (df["seen"] == 0) & (df["kind"] != "real")]
+    several = held_out.groupby("kind")["group"].nunique()
+    several = several[several > 1].index if len(several) > 1 else []
+    df = df[~over_generators | (df["kind"] == "all") | (df["kind"].isin(several) & (df["seen"] == 0))]
+    over_generators = over_generators[df.index]
+
+    row = df["group"].where(~over_generators | (df["kind"] == "all"), df["group"] + ", " + df["kind"])
+    row = row.where(over_generators | (df["seen"] == 0), row + " (held-in)")
+    against = ("vs " + df["against"]).where(df["against"] != "", "alone")
+    parts = {"metric": df["metric"], "detector": df["detector"], "against": against,
+             "perturbation": df["perturbation"]}  # fmt: skip
+    varying = [part for part in parts.values() if part.nunique() > 1] or [parts["metric"]]
+    column = varying[0].str.cat(varying[1:], sep=", ") if len(varying) > 1 else varying[0]
+    cells = [f"{Estimate(*cell):.{digits}f}" for cell in df[["value", "low", "high"]].to_numpy()]
+    long = pd.DataFrame({"group": row, "column": column, "cell": cells})
+    wide = long.pivot(index="group", columns="column", values="cell").fillna("")
+    wide = wide.reindex(index=row.unique(), columns=column.unique())
+    return wide.rename_axis(columns=None).reset_index()
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """A table as GitHub's Markdown, cells as they print. Notebook: 04_evaluate_held_out"""
+    rows = [list(table.columns), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + "\n"
