@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     VisionTextDualEncoderModel,
 )
+from transformers.utils import logging as hf_logging
 
 from . import demo_clip
 
@@ -36,7 +37,9 @@ class BackboneError(ValueError):
 
 def best_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    )
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
@@ -162,10 +165,14 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> Backbone:
         source = str(demo_clip.folder())
         if not Path(source, "config.json").is_file():
             raise BackboneError(f"backbone demo-clip: no weights in {source}; build them with `afp demo`")
+    if Path(source).is_dir():
+        hf_logging.disable_progress_bar()  # a bar is for downloads, not for reading a folder
     try:
         config = AutoConfig.from_pretrained(source)
         if config.model_type not in CLASSES:
-            raise BackboneError(f"backbone {name}: a {config.model_type} model, expected {' | '.join(CLASSES)}")
+            raise BackboneError(
+                f"backbone {name}: a {config.model_type} model, expected {' | '.join(CLASSES)}"
+            )
         # Parameters in float32 on disk would be doubled in memory if they were cast after loading.
         model = CLASSES[config.model_type].from_pretrained(source, dtype=dtype, use_safetensors=True)
         processor = AutoImageProcessor.from_pretrained(source, backend="pil")

@@ -54,7 +54,9 @@ def build(progress: bool = True) -> Path:
     frame = pd.DataFrame(_tiles(folder, progress) + _wild(folder, progress))
     frame["path"] = frame["file"]
     frame["sha256"] = [sha256(Path(f)) for f in frame["file"]]
-    trained = (frame["label"] == 0) | frame["generator"].isin([n["name"] for n in pins()["networks"] if n["held_in"]])
+    trained = (frame["label"] == 0) | frame["generator"].isin(
+        [n["name"] for n in pins()["networks"] if n["held_in"]]
+    )
     frame = use_fold(frame.assign(split=np.where(trained, "train", "none")), 0)
     wild = frame["kind"].isin(["text-to-image", "commercial"])
     frame.loc[wild, "split"] = "test"
@@ -126,7 +128,9 @@ def _tiles(folder: Path, progress: bool) -> list[dict]:
     bar = tqdm(total=per_photo * len(photos), desc="demo images", unit="image", disable=not progress)
     rows: list[dict] = []
 
-    def add(name: str, generator: str, label: int, kind: str, make: Callable, source: str, mask: str = "") -> Path:
+    def add(
+        name: str, generator: str, label: int, kind: str, make: Callable, source: str, mask: str = ""
+    ) -> Path:
         file = folder / "images" / generator / f"{name}.png"
         _save_once(file, make)
         row = {"file": str(file), "label": label, "generator": generator, "kind": kind, "source": source}
@@ -145,7 +149,12 @@ def _tiles(folder: Path, progress: bool) -> list[dict]:
             for net in networks:
                 if i % (6 // net["tiles_per_photo"]) == 0:
                     painted = add(
-                        name, net["name"], 1, "super-resolution", lambda t=tile, n=net: regenerate(t, n["name"]), source
+                        name,
+                        net["name"],
+                        1,
+                        "super-resolution",
+                        lambda t=tile, n=net: regenerate(t, n["name"]),
+                        source,
                     )
                     if net["name"] == held_in:
                         fake = painted

@@ -42,7 +42,9 @@ def dequantise(onnx_bytes: bytes) -> dict[str, torch.Tensor]:
 
     graph = onnx.load_from_string(onnx_bytes).graph
     tensors = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
-    state = {n: a.astype(np.float32) for n, a in tensors.items() if n.endswith((".weight", ".bias", "_embedding"))}
+    state = {
+        n: a.astype(np.float32) for n, a in tensors.items() if n.endswith((".weight", ".bias", "_embedding"))
+    }
     for node in graph.node:
         if node.op_type != "MatMulInteger":
             continue

@@ -84,7 +84,9 @@ def extract(
             todo.setdefault(digest or f"row {i}", []).append(i)
     errors: dict[str, str] = {}
     groups = list(todo.values())
-    bar = tqdm(total=len(groups), desc=f"{backbone.name} features", unit="image", disable=not progress or not groups)
+    bar = tqdm(
+        total=len(groups), desc=f"{backbone.name} features", unit="image", disable=not progress or not groups
+    )
     for start in range(0, len(groups), BATCH):
         batch, images = [], []
         for rows in groups[start : start + BATCH]:

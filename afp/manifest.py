@@ -54,8 +54,12 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
     ]:
         if bad.any():
             row = frame[bad].iloc[0]
-            expected = {"label": "0 (real) or 1 (fake)", "split": " | ".join(SPLITS), "path": "each once"}[column]
-            raise ManifestError(f"{path}: row {row.name + 2}: {column} is {row[column]!r}, expected {expected}")
+            expected = {"label": "0 (real) or 1 (fake)", "split": " | ".join(SPLITS), "path": "each once"}[
+                column
+            ]
+            raise ManifestError(
+                f"{path}: row {row.name + 2}: {column} is {row[column]!r}, expected {expected}"
+            )
     frame["label"] = label.astype(int)
     frame["file"] = [str(path.parent.absolute() / p) for p in frame["path"]]
     return frame
@@ -100,7 +104,9 @@ def _hash_or_empty(file: Path) -> str:
         return ""
 
 
-def from_folders(real: Sequence[Path], fake: dict[str, Path], split: bool = False, seed: int = 0) -> pd.DataFrame:
+def from_folders(
+    real: Sequence[Path], fake: dict[str, Path], split: bool = False, seed: int = 0
+) -> pd.DataFrame:
     """Build a manifest from folders of images.
 
     Args:

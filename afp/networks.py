@@ -56,7 +56,9 @@ def upscale(image: Image.Image, name: str) -> Image.Image:
         status, mat = extractor.extract("output")
         out = np.array(mat).copy()
     if status or out.shape != (3, image.height * scale, image.width * scale) or not np.isfinite(out).all():
-        raise RuntimeError(f"network {name} failed on a {image.width} x {image.height} image (shape {out.shape})")
+        raise RuntimeError(
+            f"network {name} failed on a {image.width} x {image.height} image (shape {out.shape})"
+        )
     return Image.fromarray((out.transpose(1, 2, 0).clip(0, 1) * 255).round().astype(np.uint8), "RGB")
 
 

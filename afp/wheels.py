@@ -72,7 +72,9 @@ class Wheel:
         with self.path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != self.sha256:
-            raise WheelError(f"{self.path}: SHA-256 is {found}, expected {self.sha256}; delete the file and retry")
+            raise WheelError(
+                f"{self.path}: SHA-256 is {found}, expected {self.sha256}; delete the file and retry"
+            )
         return self.path
 
     def read(self, member: str) -> bytes:
@@ -83,7 +85,9 @@ class Wheel:
             except KeyError:
                 raise WheelError(f"{self.file}: no member {member!r}") from None
             if info.file_size > MAX_MEMBER_BYTES:
-                raise WheelError(f"{self.file}: {member} has {info.file_size} bytes, at most {MAX_MEMBER_BYTES}")
+                raise WheelError(
+                    f"{self.file}: {member} has {info.file_size} bytes, at most {MAX_MEMBER_BYTES}"
+                )
             return archive.read(info)
 
     def fetched(self) -> Path:

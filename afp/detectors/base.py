@@ -68,7 +68,9 @@ class Detector(ABC):
             return np.empty(0)
         scores = np.asarray(self._score(frame, perturbation, progress), dtype=np.float64)
         if scores.shape != (len(frame),) or not np.isfinite(scores).all():
-            raise FloatingPointError(f"{self.name}: scores of shape {scores.shape} with values that are not finite")
+            raise FloatingPointError(
+                f"{self.name}: scores of shape {scores.shape} with values that are not finite"
+            )
         return scores
 
     def config(self) -> dict:
@@ -99,7 +101,9 @@ class Detector(ABC):
         try:
             detector._load(folder)
         except FileNotFoundError as error:
-            raise DetectorError(f"{folder}: {error.filename or error} is missing; fit the run again") from error
+            raise DetectorError(
+                f"{folder}: {error.filename or error} is missing; fit the run again"
+            ) from error
         detector.threshold_, detector.generators_ = content["threshold"], content["generators"]
         return detector
 

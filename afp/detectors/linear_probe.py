@@ -41,7 +41,9 @@ class LinearProbe(Detector):
         self.block = str(self.block)
         self.c = tuple(self.c)
         if self.block not in ("auto", "embedding") and not self.block.isdigit():
-            raise DetectorError(f"linear-probe: block is {self.block!r}, expected auto, embedding or a number")
+            raise DetectorError(
+                f"linear-probe: block is {self.block!r}, expected auto, embedding or a number"
+            )
         if not self.c or not all(c > 0 for c in self.c):
             raise DetectorError(f"linear-probe: c is {self.c}, expected positive numbers")
 
@@ -70,7 +72,9 @@ class LinearProbe(Detector):
             return
         blocks = range(x.shape[1]) if self.block == "auto" else [int(self.block)]
         if blocks[-1] >= x.shape[1]:
-            raise DetectorError(f"linear-probe: block is {self.block}, {self.backbone} has 0 to {x.shape[1] - 1}")
+            raise DetectorError(
+                f"linear-probe: block is {self.block}, {self.backbone} has 0 to {x.shape[1] - 1}"
+            )
         fits = {b: choose((x[:, b], y), (x_val[:, b], y_val), self.c) for b in blocks}
         self.block_ = min(fits, key=lambda b: fits[b][2])
         self.model_, self.c_, _ = fits[self.block_]

@@ -52,7 +52,9 @@ class Logistic:
 
 
 def choose(
-    train: tuple[np.ndarray, np.ndarray], validation: tuple[np.ndarray, np.ndarray], grid: Sequence[float] = C_GRID
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray],
+    grid: Sequence[float] = C_GRID,
 ) -> tuple[Logistic, float, float]:
     """The regularisation with the smallest class-balanced log loss on validation.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,9 +21,19 @@ from .logistic import Logistic, choose
 def describe(file: str | Path) -> dict[str, str | float]:
     """What a file tells without being looked at: format, mode, size, aspect, JPEG tables, embedded profiles.
 
+    ``bytes_per_pixel`` is the size of the file over the number of its pixels.
+
     Raises:
         ImageError: the file cannot be decoded.
     """
+    if not Path(file).is_file():
+        open_image(file)  # says what is wrong
+    status = Path(file).stat()
+    return dict(_describe(str(file), status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=2**17)  # cross-fitting asks for every file once a fold
+def _describe(file: str, size: int, changed: int) -> dict[str, str | float]:
     open_image(file)  # refuses what no detector could score, with one message for all
     with Image.open(file) as image:
         tables = getattr(image, "quantization", None) or {}
@@ -37,13 +48,8 @@ def describe(file: str | Path) -> dict[str, str | float]:
             "jpeg_mean": float(np.mean([v for t in tables.values() for v in t])) if tables else 0.0,
             "exif": float("exif" in image.info),
             "icc": float("icc_profile" in image.info),
+            "bytes_per_pixel": size / (image.width * image.height),
         }
-
-
-def bytes_per_pixel(file: str | Path) -> float:
-    """Size of the file over the number of its pixels."""
-    with Image.open(file) as image:
-        return Path(file).stat().st_size / (image.width * image.height)
 
 
 @dataclass
@@ -72,7 +78,8 @@ class Metadata(Detector):
         for file in frame["file"]:
             try:
                 row = describe(file)
-                rows.append(row | {"log_bytes": np.log2(bytes_per_pixel(file))} if self.with_bytes else row)
+                size = row.pop("bytes_per_pixel")
+                rows.append(row | {"log_bytes": float(np.log2(size))} if self.with_bytes else row)
             except ImageError as error:
                 errors[file] = str(error)
         if errors:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 from PIL import Image
+from tqdm.auto import tqdm
 
-from ..features import prepare_all
+from ..features import prepare
+from ..images import ImageError, Normalisation, UnreadableImages
 from .base import Detector
 from .logistic import Logistic, choose
 
@@ -33,6 +36,11 @@ def radial_spectrum(image: Image.Image) -> np.ndarray:
     return np.log(total / count + 1e-8)
 
 
+@lru_cache(maxsize=2**17)  # cross-fitting asks for every image once a fold
+def _spectrum(file: str, digest: str, normalisation: Normalisation, perturbation: str) -> np.ndarray:
+    return radial_spectrum(prepare(file, digest, normalisation, perturbation))
+
+
 @dataclass
 class Spectrum(Detector):
     """Logistic regression on the radial power spectrum: the baseline that sees no content.
@@ -48,8 +56,16 @@ class Spectrum(Detector):
         return self.model_.size
 
     def _features(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        images = prepare_all(frame, self.normalisation, perturbation, progress)
-        return np.stack([radial_spectrum(image) for image in images])
+        spectra, errors = [], {}
+        rows = zip(frame["file"], frame["sha256"], strict=True)
+        for file, digest in tqdm(rows, total=len(frame), desc="spectra", disable=not progress, leave=False):
+            try:
+                spectra.append(_spectrum(file, digest, self.normalisation, perturbation))
+            except ImageError as error:
+                errors[file] = str(error)
+        if errors:
+            raise UnreadableImages(errors)
+        return np.stack(spectra)
 
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
         sets = [(self._features(f, "none", progress), f["label"].to_numpy()) for f in (train, validation)]

@@ -1,0 +1,66 @@
+# make demo: everything from a fresh clone to the held-out table. make test: the tests. make help: the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+AFP := $(BIN)/python -m afp
+SOURCES := $(shell find afp data/demo.toml -name '*.py' -o -name '*.toml')
+NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb)
+TESTS := $(wildcard tests/*.py notebooks/solutions/*.ipynb data/published/*)
+
+.PHONY: help setup demo test lint lab notebooks clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make setup      create $(VENV) with the tested environment"
+	@echo "make demo       build the demo benchmark, fit the detectors, run the notebooks, print the table"
+	@echo "make test       run the tests (and lint)"
+	@echo "make lab        open the workbook in JupyterLab"
+	@echo "make notebooks  run every notebook and keep its outputs in notebooks/"
+	@echo "make clean      delete what was built, but not the downloads"
+
+setup: $(VENV)/.stamp
+
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+data/demo/manifest.csv: $(VENV)/.stamp data/demo.toml
+	$(AFP) demo
+	@touch $@
+
+.make/fit: data/demo/manifest.csv $(SOURCES)
+	$(AFP) fit --detector metadata --fold all
+	$(AFP) fit --detector spectrum --fold all
+	$(AFP) fit --detector linear-probe --fold all
+	@mkdir -p .make && touch $@
+
+executed/%.ipynb: notebooks/%.ipynb .make/fit
+	$(AFP) run $<
+
+demo: .make/fit $(NOTEBOOKS:notebooks/%=executed/%)
+	$(AFP) evaluate $$(ls -td runs/linear-probe-*/scores.csv | head -1)
+	@echo "figures:" && ls figures/*.png
+	@echo "runs:" && ls -d runs/*-*/
+
+test: .make/test
+	@tail -n 1 .make/test.log
+
+.make/test: data/demo/manifest.csv $(SOURCES) $(NOTEBOOKS) $(TESTS) README.md data/README.md
+	@mkdir -p .make
+	$(BIN)/ruff check afp tests notebooks
+	$(BIN)/python -m pytest > .make/test.log 2>&1; status=$$?; cat .make/test.log; exit $$status
+	@touch $@
+
+lint: $(VENV)/.stamp
+	$(BIN)/ruff check afp tests notebooks
+
+lab: data/demo/manifest.csv
+	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
+
+notebooks: .make/fit
+	$(AFP) run --all --in-place
+
+clean:
+	rm -rf .make executed runs data/cache data/demo data/weights

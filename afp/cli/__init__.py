@@ -1,0 +1,32 @@
+"""The command line: ``afp --help``. Every command is a few lines around the library."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from . import data, detect, notebooks
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Detect AI-generated images with vision-language models of which almost nothing is trained.",
+)
+for command in (data.doctor, data.demo, data.manifest, data.audit):
+    app.command()(command)
+for command in (detect.fit, detect.score, detect.evaluate, detect.test, notebooks.run):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point: known errors become one line and exit status 2, an interruption 130."""
+    try:
+        app(notebooks.join_parameters(sys.argv[1:]))
+    except (ValueError, OSError, RuntimeError) as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("interrupted; the same command goes on where it stopped", fg="yellow", err=True)
+        sys.exit(130)

@@ -1,0 +1,100 @@
+"""Commands about the machine and the images: doctor, demo, manifest, audit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .screen import console, print_findings, print_frame
+
+
+def doctor() -> None:
+    """Check versions, memory, device, weights and data: a line each, OK or FAIL with the mend."""
+    from ..doctor import checks
+
+    if not print_findings(checks()):
+        raise typer.Exit(1)
+
+
+def demo() -> None:
+    """Build the demo benchmark and the embedded weights into data/ (or $AFP_DATA), once."""
+    from .. import demo as benchmark
+    from ..manifest import read_manifest
+
+    path = benchmark.build()
+    frame = read_manifest(path)
+    table = Table("generator", "kind", "label", "images", "sources")
+    for (label, kind, generator), part in frame.groupby(["label", "kind", "generator"], sort=True):
+        if kind in ("text-to-image", "commercial"):
+            continue
+        table.add_row(
+            generator, kind, "fake" if label else "real", str(len(part)), str(part["source"].nunique())
+        )
+    for kind, part in frame[frame["kind"].isin(["text-to-image", "commercial"])].groupby("kind"):
+        generators = f"wild: {part['generator'].nunique()} generators"
+        table.add_row(generators, kind, "fake", str(len(part)), str(part["source"].nunique()))
+    console.print(table)
+    typer.echo(f"{len(frame)} images: {path}")
+
+
+def manifest(
+    folder: Annotated[Path | None, typer.Argument(help="Folder with real/ and fake/<generator>/.")] = None,
+    real_dir: Annotated[
+        list[Path] | None, typer.Option("--real-dir", "--real_dir", help="Folder of real images.")
+    ] = None,
+    fake_dir: Annotated[
+        list[Path] | None, typer.Option("--fake-dir", "--fake_dir", help="Folder of one generator's images.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Manifest to write, .csv or .parquet.")] = Path("manifest.csv"),
+    split: Annotated[
+        bool, typer.Option("--split", help="Split 60/20/20 by source; else all is test.")
+    ] = False,
+    held_out: Annotated[
+        list[str] | None, typer.Option(help="Generator kept out of training and validation (repeatable).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Changes which source goes where.")] = 0,
+) -> None:
+    """Make a manifest from folders. Files of one name derive from one source and share a split."""
+    from ..manifest import ManifestError, from_folders, write_manifest
+
+    real, fake = list(real_dir or []), {f.name: f for f in fake_dir or []}
+    if folder:
+        real += [folder / "real"]
+        generators = sorted(p for p in (folder / "fake").glob("*") if p.is_dir())
+        fake |= {p.name: p for p in generators} or {"fake": folder / "fake"}
+    if not real or not fake:
+        raise ManifestError(
+            "give a folder with real/ and fake/<generator>/, or both --real-dir and --fake-dir"
+        )
+    frame = from_folders(real, fake, split, seed)
+    if unknown := set(held_out or []) - set(fake):
+        raise ManifestError(f"--held-out: no generator {sorted(unknown)[0]!r}, expected {', '.join(fake)}")
+    away = frame["generator"].isin(held_out or []) & (frame["split"] != "test")
+    frame.loc[away, "split"] = "none"
+    write_manifest(frame, out)
+    counts = frame.groupby(["generator", "split"]).size().unstack(fill_value=0)
+    typer.echo(counts.to_string())
+    typer.echo(f"{len(frame)} images: {out}")
+
+
+def audit(
+    path: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Manifest to check.")],
+) -> None:
+    """Check a manifest: leaks, duplicates, unreadable files, and shortcuts. Exit 1 if a check fails."""
+    from ..audit import audit as run_audit
+    from ..manifest import read_manifest
+    from ..metrics import Estimate
+
+    findings, table, aucs = run_audit(read_manifest(path))
+    ok = print_findings(findings)
+    if not table.empty:
+        print_frame(table.reset_index(names="files"))
+        lines = Table("told apart by", "AUC, 95 % interval by source")
+        for name, row in aucs.iterrows():
+            lines.add_row(str(name), f"{Estimate(*row):.3f}")
+        console.print(lines)
+    if not ok:
+        raise typer.Exit(1)

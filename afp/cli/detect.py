@@ -1,0 +1,190 @@
+"""Commands about detectors: fit, score, evaluate, test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+
+from ..detectors import NAMES
+from .screen import pair, print_metrics
+
+RunOption = Annotated[Path | None, typer.Option(help="Run folder; default: the newest in runs/.")]
+
+
+def fit(
+    detector: Annotated[str, typer.Option("--detector", "-d", help=" | ".join(NAMES))] = "linear-probe",
+    manifest: Annotated[Path, typer.Option("--manifest", "-m", help="CSV or Parquet manifest.")] = Path(
+        "data/demo/manifest.csv"
+    ),
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<detector>-<hash>.")] = None,
+    fold: Annotated[
+        str | None, typer.Option(help="Fold 0 to 4 for the test split, or 'all' to score every image once.")
+    ] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Generator left out of training.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="demo-clip, an alias, a hub name or a folder.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Config field of the detector, as name=value (repeatable)."),
+    ] = None,
+) -> None:
+    """Train a detector. Validation picks its hyperparameters and its threshold."""
+    from .. import runs
+    from ..manifest import ManifestError, read_manifest
+
+    config = _settings(settings or [])
+    if backbone:
+        config["backbone"] = backbone
+    if fold not in (None, "all") and not fold.isdigit():
+        raise ManifestError(f"--fold: {fold!r}, expected 0 to 4 or all")
+    frame = read_manifest(_demo_or(manifest))
+    options = {"out": out, "config": config, "without": without or []}
+    if fold == "all":
+        folder = runs.cross_fit(detector, frame, **options)
+        typer.echo(f"scores: {folder / 'scores.csv'}")
+        print_metrics(runs.read_scores(folder / "scores.csv"), folder / "metrics.json")
+    else:
+        folder = runs.fit_run(detector, frame, fold=None if fold is None else int(fold), **options)
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    typer.echo(
+        f"{detector}: {content['n_trainable']:,} trained numbers, threshold {content['threshold']:.3f}"
+    )
+    typer.echo(f"run: {folder}")
+
+
+def score(
+    paths: Annotated[list[Path], typer.Argument(help="Images, folders (recursive) or manifests.")],
+    run: RunOption = None,
+    out: Annotated[Path, typer.Option(help="Scores table; an interrupted one is continued.")] = Path(
+        "scores.csv"
+    ),
+    perturbation: Annotated[
+        str, typer.Option(help="Such as jpeg:75, blur:1 or rescale:0.5+jpeg:75.")
+    ] = "none",
+) -> None:
+    """Score images with a run: P(fake), a row each. Exit 1 if any could not be read."""
+    from .. import perturbations, runs
+
+    perturbation = perturbations.check(perturbation)
+    folder = _run(run)
+    frame, skipped = _frame(paths)
+    table = runs.score_to_csv(folder, frame, out, perturbation=perturbation)
+    failed = table[table["error"] != ""]
+    good = table[table["error"] == ""]
+    fakes = good["score"] >= good["threshold"]
+    if len(table) <= 20:
+        for row, fake in zip(good.itertuples(), fakes, strict=True):
+            typer.echo(
+                f"{'FAKE' if fake else 'real'}  P(fake) {row.score:.3f} (threshold {row.threshold:.3f})  {row.path}"
+            )
+    for message in failed["error"].head(20):
+        typer.secho(f"error  {message}", fg="red", err=True)
+    typer.echo(
+        f"{len(good)} scored ({int(fakes.sum())} called fake), {len(failed)} failed, {skipped} skipped: {out}"
+    )
+    if len(failed):
+        raise typer.Exit(1)
+
+
+def evaluate(
+    tables: Annotated[list[Path], typer.Argument(metavar="SCORES...", help="Scores tables (CSV).")],
+    out: Annotated[Path | None, typer.Option(help="All metrics as .csv or .json.")] = None,
+) -> None:
+    """Metrics with 95 % intervals, per generator, mean and minimum over the held-out ones."""
+    from .. import runs
+
+    print_metrics(pd.concat([runs.read_scores(t) for t in tables], ignore_index=True), out)
+
+
+def test(
+    img_path: Annotated[Path | None, typer.Option("--img_path", "--img-path", help="One image.")] = None,
+    real_dir: Annotated[
+        Path | None, typer.Option("--real_dir", "--real-dir", help="Folder of real images.")
+    ] = None,
+    fake_dir: Annotated[
+        Path | None, typer.Option("--fake_dir", "--fake-dir", help="Folder of fakes.")
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="Text file to append the result to.")] = None,
+    run: RunOption = None,
+) -> None:
+    """AntifakePrompt's own command line: a verdict for one image, or accuracy and confusion over two folders."""
+    from .. import detectors, runs
+    from ..manifest import ManifestError, from_files, from_folders
+
+    if bool(img_path) == bool(real_dir or fake_dir):
+        raise ManifestError("give either --img_path, or --real_dir and/or --fake_dir")
+    folder = _run(run)
+    detector = detectors.load(folder)
+    if img_path:
+        frame = from_files([img_path])
+    else:
+        parts = [from_folders([real_dir], {}) if real_dir else None]
+        parts += [from_folders([], {fake_dir.name: fake_dir}) if fake_dir else None]
+        frame = pd.concat([p for p in parts if p is not None], ignore_index=True)
+    table = runs.score_frame(detector, frame, run=folder.name)
+    failed, good = table[table["error"] != ""], table[table["error"] == ""]
+    fake = good["score"] >= good["threshold"]
+    lines = [f"run: {folder}"]
+    if img_path:
+        for row, verdict in zip(good.itertuples(), fake, strict=True):
+            lines.append(f"{row.path}: {'fake' if verdict else 'real'}, P(fake) {row.score:.3f}")
+    else:
+        right = fake == good["label"].astype(bool)
+        lines.append(f"overall accuracy: {right.mean():.2%} of {len(good)}")
+        for label, name in ((0, "real"), (1, "fake")):
+            part = good["label"] == label
+            if part.any():
+                called = int(fake[part].sum())
+                lines.append(f"{name} accuracy: {right[part].mean():.2%}")
+                lines.append(f"  {name}: {int(part.sum()) - called} called real, {called} called fake")
+    lines += [f"error: {message}" for message in failed["error"]]
+    typer.echo("\n".join(lines))
+    if log:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as stream:
+            stream.write("\n".join(lines) + "\n")
+    if len(failed):
+        raise typer.Exit(1)
+
+
+def _settings(pairs: list[str]) -> dict:
+    """name=value pairs; a value is read as JSON where it is JSON, else as text."""
+    found = {}
+    for name, value in (pair("--set", text) for text in pairs):
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
+def _demo_or(manifest: Path) -> Path:
+    """The demo manifest is found from any folder."""
+    from ..paths import demo_manifest
+
+    return (
+        demo_manifest() if manifest == Path("data/demo/manifest.csv") and not manifest.exists() else manifest
+    )
+
+
+def _run(run: Path | None) -> Path:
+    from ..runs import newest_run
+
+    if run is None:
+        run = newest_run()
+        typer.secho(f"run: {run}", fg="bright_black", err=True)
+    return run
+
+
+def _frame(paths: list[Path]):
+    from ..images import list_images
+    from ..manifest import from_files, read_manifest
+
+    tables = [p for p in paths if p.suffix.lower() in (".csv", ".parquet")]
+    files, skipped = list_images([p for p in paths if p not in tables])
+    frames = [read_manifest(p) for p in tables] + ([from_files(files)] if files or not tables else [])
+    frame = pd.concat(frames, ignore_index=True)
+    return frame.drop_duplicates("file", ignore_index=True), skipped

@@ -1,0 +1,39 @@
+"""The command that runs notebooks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    notebooks: Annotated[list[str] | None, typer.Argument(help="Notebooks, by path, name or number.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All of notebooks/, in order.")] = False,
+    parameters: Annotated[
+        list[str] | None, typer.Option("-p", "--parameter", help="Parameter: NAME VALUE (repeatable).")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the executed notebooks.")] = Path("executed"),
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Write the outputs into the notebook itself.")
+    ] = False,
+) -> None:
+    """Execute notebooks headlessly with papermill. Exit 1 at the first failing cell, shown with its traceback."""
+    from .. import workbook
+
+    values = dict(pair("-p", text) for text in parameters or [])
+    for path in workbook.find(notebooks or [], everything):
+        workbook.execute(path, values, None if in_place else out)
+
+
+def join_parameters(arguments: list[str]) -> list[str]:
+    """papermill's ``-p name value`` as ``-p name=value``: typer knows no repeatable option of two values."""
+    joined: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        joined.append(argument)
+        if argument in ("-p", "--parameter"):
+            name = next(rest, "")
+            joined.append(name if "=" in name else f"{name}={next(rest, '')}")
+    return joined
