@@ -18,10 +18,9 @@ from sklearn.metrics import roc_curve
 
 from afp.images import open_image
 from afp.metrics import LOWER_IS_BETTER, N_BINS, check_scores, compute
-from afp.plots import DOUBLE, MARKERS, SERIES, SINGLE, colour, save, style, summary_table, to_markdown
+from afp.plots import DOUBLE, MARKERS, SERIES, SINGLE, colour, save, style
 
-__all__ = ["calibration", "held_out_bars", "image_grid", "roc_curves", "save", "score_histograms", "style",
-           "summary_table", "to_markdown"]  # fmt: skip
+__all__ = ["calibration", "held_out_bars", "image_grid", "roc_curves", "save", "score_histograms", "style"]  # fmt: skip
 Drawn = tuple[Figure, pd.DataFrame]
 
 

@@ -57,11 +57,41 @@ def _cell(part: pd.DataFrame, against: str, metric: str, digits: int) -> str:
     return format(Estimate(*row.iloc[0][["value", "low", "high"]]), f".{digits}f")
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """A frame of texts as a Markdown table."""
-    lines = [
-        list(map(str, frame.columns)),
-        ["---"] * len(frame.columns),
-        *frame.astype(str).to_numpy().tolist(),
-    ]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+def summary_table(
+    results: pd.DataFrame, metrics: tuple[str, ...] = ("auc",), digits: int = 2
+) -> pd.DataFrame:
+    """The results of `afp.metrics.evaluate`, wide and for reading: cells like "0.95 [0.93, 0.97]".
+
+    A row a group (held-in generators, held-out ones, then mean and worst; a kind's own mean only where the
+    kind has several of several), a column for each metric, detector, set of real images and perturbation that
+    there are; what is the same everywhere is not repeated. ValueError for a metric that is not in the
+    results. Notebook: 04_evaluate_held_out
+    """
+    if missing := set(metrics) - set(known := results["metric"].unique()):
+        raise ValueError(f"metrics: {sorted(missing)} not in the results; expected some of {list(known)}")
+    df = results[results["metric"].isin(metrics)].reset_index(drop=True)
+    over_generators = df["group"].str.match("(mean|min|max) held-(in|out)$")
+    held_out = df[~over_generators & (df["seen"] == 0) & (df["kind"] != "real")]
+    several = held_out.groupby("kind")["group"].nunique()
+    several = several[several > 1].index if len(several) > 1 else []
+    df = df[~over_generators | (df["kind"] == "all") | (df["kind"].isin(several) & (df["seen"] == 0))]
+    over_generators = over_generators[df.index]
+
+    row = df["group"].where(~over_generators | (df["kind"] == "all"), df["group"] + ", " + df["kind"])
+    row = row.where(over_generators | (df["seen"] == 0), row + " (held-in)")
+    against = ("vs " + df["against"]).where(df["against"] != "", "alone")
+    parts = {"metric": df["metric"], "detector": df["detector"], "against": against,
+             "perturbation": df["perturbation"]}  # fmt: skip
+    varying = [part for part in parts.values() if part.nunique() > 1] or [parts["metric"]]
+    column = varying[0].str.cat(varying[1:], sep=", ") if len(varying) > 1 else varying[0]
+    cells = [f"{Estimate(*cell):.{digits}f}" for cell in df[["value", "low", "high"]].to_numpy()]
+    long = pd.DataFrame({"group": row, "column": column, "cell": cells})
+    wide = long.pivot(index="group", columns="column", values="cell").fillna("")
+    wide = wide.reindex(index=row.unique(), columns=column.unique())
+    return wide.rename_axis(columns=None).reset_index()
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """A table as GitHub's Markdown, cells as they print. Notebook: 04_evaluate_held_out"""
+    rows = [list(table.columns), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + "\n"

@@ -8,6 +8,7 @@ from sklearn.metrics import auc, roc_auc_score
 
 from afp import figures
 from afp.metrics import compute, evaluate
+from afp.tables import summary_table, to_markdown
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_image_grid_takes_files_and_images(tmp_path):
 
 
 def test_summary_table_reads_well_and_repeats_nothing(results):
-    table = figures.summary_table(results)
+    table = summary_table(results)
     assert table.columns.tolist() == ["group", "vs real", "vs real-resampled"]
     assert table["group"].tolist() == [
         "gan (held-in)", "up-2", "up-4", "flux", "mean held-in", "mean held-out",
@@ -134,10 +135,10 @@ def test_summary_table_reads_well_and_repeats_nothing(results):
     ]  # fmt: skip
     row = results.query("group == 'flux' and against == 'real' and metric == 'auc'").iloc[0]
     assert table.loc[3, "vs real"] == f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-    two = figures.summary_table(pd.concat([results, results.assign(detector="other")]), ("auc", "eer"))
+    two = summary_table(pd.concat([results, results.assign(detector="other")]), ("auc", "eer"))
     assert two.shape == (11, 9) and "eer, other, vs real" in two.columns
-    alone = figures.summary_table(results, ("false_positive_rate",))
+    alone = summary_table(results, ("false_positive_rate",))
     assert alone.columns.tolist() == ["group", "false_positive_rate"]
-    assert figures.to_markdown(alone).startswith("| group | false_positive_rate |\n| --- | --- |\n| real |")
+    assert to_markdown(alone).startswith("| group | false_positive_rate |\n| --- | --- |\n| real |")
     with pytest.raises(ValueError, match="nonsense"):
-        figures.summary_table(results, ("nonsense",))
+        summary_table(results, ("nonsense",))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .screen import pair
+
 
 def run(
     notebooks: Annotated[list[str] | None, typer.Argument(help="Notebooks, by path, name or number.")] = None,
