@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from peft import PeftModel, TrainableTokensConfig, get_peft_model
 from peft.tuners.trainable_tokens import TrainableTokensLayer
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import AddedToken
@@ -81,8 +82,7 @@ def attach(
     config = TrainableTokensConfig(token_indices=ids, target_modules=[embedding_name(tower)])
     start = _start(tower, tokenizer, len(ids), init, seed)
     model = get_peft_model(tower, config, adapter_name=ADAPTER)
-    with torch.no_grad():
-        vectors(model).copy_(start)
+    set_vectors(model, start)
     return model
 
 
@@ -114,6 +114,24 @@ def load(
 def vectors(model: PeftModel) -> nn.Parameter:
     """The trained rows of a model from `attach` or `load`: (k, D), float32."""
     return _layer(model).trainable_tokens_delta[ADAPTER]
+
+
+def set_vectors(model: PeftModel, rows: torch.Tensor) -> None:
+    """Replace the trained rows by other ones, (k, D); on a tower without weights they are its only numbers."""
+    old = vectors(model)
+    rows = rows.detach().float().clone().to(rows.device if old.is_meta else old.device)
+    _layer(model).trainable_tokens_delta[ADAPTER] = nn.Parameter(rows)
+
+
+def read_vectors(folder: str | Path) -> torch.Tensor:
+    """The rows (k, D) in an adapter's folder, without a tower to put them in.
+
+    Raises `SoftPromptError` if the folder holds anything else.
+    """
+    tensors = load_file(Path(folder) / "adapter_model.safetensors")
+    if len(tensors) != 1 or not next(iter(tensors)).endswith("trainable_tokens_delta"):
+        raise SoftPromptError(f"{folder}: holds {sorted(tensors)}, expected trained token rows alone")
+    return next(iter(tensors.values()))
 
 
 def count_trainable(model: nn.Module) -> int:

@@ -1,0 +1,312 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from transformers import (
+    BlipImageProcessorPil,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    LlamaConfig,
+    T5Config,
+)
+
+from afp import soft_prompts
+from afp.demo_vlm import llm_tokenizer, qformer_tokenizer
+from afp.detectors.vlm_lora import VlmLora
+from afp.detectors.vlm_prompt import VlmPrompt, place
+from afp.detectors.vlm_zero_shot import VlmZeroShot
+from afp.manifest import from_files
+from afp.vlm import VlmError, load_vlm
+
+DETECTORS = {cls.name: cls for cls in (VlmZeroShot, VlmPrompt, VlmLora)}
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def small_config(llm: str = "llama") -> InstructBlipConfig:
+    words, q_words = llm_tokenizer(), qformer_tokenizer()
+    if llm == "llama":
+        text = LlamaConfig(vocab_size=len(words), bos_token_id=2, eos_token_id=3, pad_token_id=0, **SMALL)
+    else:
+        text = T5Config(
+            vocab_size=len(words) + 8, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, eos_token_id=3,
+            decoder_start_token_id=0,
+        )  # fmt: skip
+    return InstructBlipConfig(
+        vision_config={"image_size": 28, "patch_size": 14, **SMALL},
+        qformer_config={"vocab_size": len(q_words), "encoder_hidden_size": 16, **SMALL},
+        text_config=text.to_dict(),
+        num_query_tokens=3,
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+    )
+
+
+def save(folder, config: InstructBlipConfig) -> str:
+    torch.manual_seed(0)
+    model = InstructBlipForConditionalGeneration(config)
+    for p in model.parameters():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, std=0.3)  # large enough that answers differ between images
+    model.save_pretrained(folder)
+    llm_tokenizer().save_pretrained(folder)
+    qformer_tokenizer().save_pretrained(f"{folder}/qformer_tokenizer")
+    BlipImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=["llama", "t5"])
+def folder(request, tmp_path_factory):
+    """A small InstructBLIP, saved as the ones on the hub are: image tower, both tokenizers, image
+    processor."""
+    return save(tmp_path_factory.mktemp(request.param), small_config(request.param))
+
+
+@pytest.fixture(scope="module")
+def frame(tmp_path_factory) -> pd.DataFrame:
+    where, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for i in range(12):
+        noise = rng.integers(0, 255, (40, 40, 3)) if i % 2 else np.full((40, 40, 3), 20 * i)
+        Image.fromarray(noise.astype(np.uint8)).save(where / f"{i:02}.png")
+    found = from_files(sorted(where.iterdir()))
+    return found.assign(label=[i % 2 for i in range(12)], generator=["real", "noise"] * 6)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("AFP_DATA", str(tmp_path))
+
+
+def fitted(name: str, folder: str, frame: pd.DataFrame, **config):
+    config = {"epochs": 2, "batch_size": 4} | config
+    return DETECTORS[name](backbone=folder, dtype="float32", **config).fit(frame, frame, progress=False)
+
+
+def tokens_of(vlm, frame) -> torch.Tensor:
+    images = [Image.open(f).convert("RGB") for f in frame["file"]]
+    return vlm.tower.extract(vlm.tower.preprocess(images), ("tokens",))["tokens"].clone()
+
+
+# --- 1. What is trained, at the real dimensions ---
+
+
+@pytest.fixture(scope="module")
+def vicuna(tmp_path_factory):
+    """InstructBLIP-Vicuna-7B's dimensions with our small tokenizers: no weights are needed to count."""
+    config = InstructBlipConfig(
+        vision_config={}, qformer_config={"vocab_size": 30523, "encoder_hidden_size": 1408},
+        text_config=LlamaConfig(
+            vocab_size=32001, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+        ).to_dict(),
+        num_query_tokens=32, image_token_index=4,
+    )  # fmt: skip
+    where = tmp_path_factory.mktemp("vicuna")
+    config.save_pretrained(where)
+    llm_tokenizer().save_pretrained(where)
+    qformer_tokenizer().save_pretrained(where / "qformer_tokenizer")
+    BlipImageProcessorPil().save_pretrained(where)
+    return str(where)
+
+
+@pytest.mark.parametrize(
+    "name, config, expected",
+    [
+        ("vlm-prompt", {}, 4864),
+        ("vlm-prompt", {"towers": "qformer"}, 768),
+        ("vlm-prompt", {"towers": "llm"}, 4096),
+        ("vlm-prompt", {"n_vectors": 4}, 4 * 4864),
+        ("vlm-lora", {}, 4_194_304),
+        ("vlm-lora", {"tower": "qformer"}, 8 * ((12 * 2 + 6) * (768 + 768) + 6 * (1408 + 768))),
+        ("vlm-zero-shot", {}, 0),
+    ],
+)
+def test_trainable_numbers_of_the_real_model(vicuna, name, config, expected):
+    detector = DETECTORS[name](backbone=vicuna, preset="antifakeprompt", **config)
+    detector.vlm_ = load_vlm(vicuna, device="meta")
+    assert detector.n_trainable == expected
+    assert soft_prompts.count_trainable(detector.vlm_.model) == expected
+    everything = [*detector.vlm_.model.parameters(), *detector.vlm_.tower.model.parameters()]
+    assert 7.9e9 < sum(p.numel() for p in everything) < 7.93e9
+
+
+# --- 2., 3., 6. What training changes, and what it leaves ---
+
+
+@pytest.mark.parametrize("towers", ["both", "qformer", "llm"])
+def test_same_logits_from_plain_transformers(folder, frame, towers):
+    detector = fitted("vlm-prompt", folder, frame, n_vectors=2, towers=towers, lr=0.5)
+    plain = load_vlm(folder, dtype="float32")
+    for tower, prompt in detector.prompts_.items():
+        words, model = ((plain.qformer_tokenizer, plain.model.qformer) if tower == "qformer" else
+                        (plain.tokenizer, plain.model.language_model))  # fmt: skip
+        ids = soft_prompts.add_words(words, ["[*1]", "[*2]"])
+        if model.get_input_embeddings().num_embeddings <= max(ids):
+            model.resize_token_embeddings(max(ids) + 1)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[ids] = soft_prompts.vectors(prompt)
+    texts, tokens = detector.texts(), tokens_of(plain, frame)
+    encoded = plain.encode([texts["llm"]] * 12, qformer_questions=[texts["qformer"]] * 12)
+    expected = detector.vlm_.logits(tokens, detector._encode().take(torch.zeros(12, dtype=torch.long)))
+    assert torch.allclose(plain.logits(tokens, encoded), expected, atol=1e-5)
+    assert expected.std(0).max() > 1e-3  # the images differ, so the comparison says something
+
+
+def test_nothing_but_two_rows_changes(folder, frame):
+    before = load_vlm(folder, dtype="float32").model.state_dict()
+    detector = fitted("vlm-prompt", folder, frame, lr=0.5)
+    after = detector.vlm_.model.state_dict()
+    seen = set()
+    for key, value in after.items():
+        name = key.replace(".base_layer", "")
+        if name in before:
+            assert torch.equal(value[: len(before[name])], before[name]), key
+            seen.add(name)
+        else:
+            assert "trainable_tokens" in key
+    assert seen == set(before)
+    trained = [tuple(p.shape) for p in detector.vlm_.model.parameters() if p.requires_grad]
+    assert trained == [(1, 16), (1, 16)]
+    fresh = VlmPrompt(backbone=folder, dtype="float32")
+    for tower, prompt in detector.prompts_.items():
+        assert not torch.equal(soft_prompts.vectors(prompt), soft_prompts.vectors(fresh.prompts_[tower]))
+
+
+@pytest.mark.parametrize("name, config", [("vlm-prompt", {"n_vectors": 2}), ("vlm-lora", {}),
+                                          ("vlm-lora", {"tower": "qformer"})])  # fmt: skip
+def test_adapters_load_with_plain_peft(folder, frame, tmp_path, name, config):
+    detector = fitted(name, folder, frame, lr=0.1, **config)
+    detector.save(tmp_path / "run")
+    model = InstructBlipForConditionalGeneration.from_pretrained(folder).eval()
+    ours = detector.vlm_
+    for tower, adapter in (("qformer", "adapter-qformer"), ("language_model", "adapter-llm")):
+        if name == "vlm-lora":
+            adapter = "adapter"
+            if (tower == "qformer") != (detector.tower == "qformer"):
+                continue
+        base = getattr(model, tower)
+        rows = len(ours.qformer_tokenizer if tower == "qformer" else ours.tokenizer)
+        if base.get_input_embeddings().num_embeddings < rows:
+            base.resize_token_embeddings(rows)
+        PeftModel.from_pretrained(base, tmp_path / "run" / adapter)
+    pixels = ours.tower.preprocess([Image.open(f).convert("RGB") for f in frame["file"]])
+    inputs = vars(detector._encode().take(torch.zeros(12, dtype=torch.long)))
+    inputs = {k: v for k, v in inputs.items() if k not in ("positions", "labels")}
+    logits = model(pixel_values=pixels, **inputs).logits
+    place = -1 if inputs["decoder_input_ids"] is None else 0
+    ids = [ours.answer_id(a) for a in ("yes", "no")]
+    found = logits[:, place][:, ids].softmax(1)[:, 1]
+    rows = detector._encode().take(torch.zeros(12, dtype=torch.long))
+    expected = ours.logits(tokens_of(ours, frame), rows)[:, 0, ids].softmax(1)[:, 1]
+    assert torch.allclose(found, expected, atol=1e-5)
+    again = type(detector).load(tmp_path / "run")
+    assert np.allclose(again.score(frame), detector.score(frame), atol=1e-6)
+    assert again.n_trainable == detector.n_trainable
+
+
+# --- 4. Where the pseudo-word stands, and what must not matter ---
+
+
+@pytest.mark.parametrize(
+    "position, expected",
+    [
+        ("postfix", "Is this photo real [*]?"),
+        ("prefix", "[*] Is this photo real?"),
+        ("replace", "Is this photo [*]?"),
+    ],
+)
+def test_templates(position, expected):
+    assert place("Is this photo real?", position, ["[*]"]) == expected
+    two = place("Is this photo real?", position, ["[*1]", "[*2]"])
+    assert two == expected.replace("[*]", "[*1] [*2]")
+    assert place("Is [*] here?", position, ["[*]"]) == "Is [*] here?"
+
+
+def test_scores_do_not_depend_on_padding_order_or_batch(folder, frame):
+    vlm = load_vlm(folder, dtype="float32")
+    tokens, question = tokens_of(vlm, frame), "is this photo real?"
+    alone = vlm.logits(tokens, vlm.encode([question] * 12))
+    longer = "is this photo real and not blurred and not noisy and not dark?"
+    padded = vlm.encode([question] * 12 + [longer])
+    assert padded.qformer_attention_mask[0].sum() < padded.qformer_attention_mask[12].sum()
+    assert torch.allclose(vlm.logits(tokens, padded.take(torch.arange(12))), alone, atol=1e-5)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(vlm.logits(tokens[order], vlm.encode([question] * 12)), alone[order], atol=1e-5)
+    one = torch.cat([vlm.logits(t[None], vlm.encode([question])) for t in tokens])
+    assert torch.allclose(one, alone, atol=1e-5)
+    losses = vlm.losses(tokens[:2], vlm.encode([question] * 2, ["yes", "not blurred"]))
+    each = [
+        vlm.losses(tokens[i : i + 1], vlm.encode([question], [a]))
+        for i, a in enumerate(["yes", "not blurred"])
+    ]
+    assert torch.allclose(losses, torch.cat(each), atol=1e-5)
+
+
+def test_tokens_read_from_pixels_give_the_same_scores(folder, frame):
+    cached = fitted("vlm-prompt", folder, frame, lr=0.1)
+    uncached = fitted("vlm-prompt", folder, frame, lr=0.1, cache_tokens=False)
+    assert np.allclose(cached.score(frame), uncached.score(frame), atol=1e-3)  # the cache holds float16
+
+
+def test_the_presets_pixel_statistics_reach_the_image_processor(folder):
+    tower = VlmZeroShot(backbone=folder, preset="antifakeprompt", dtype="float32").vlm_.tower
+    assert tuple(tower.image_processor.image_mean) == (0.4730, 0.4499, 0.4129)
+    assert tower.fingerprint != VlmZeroShot(backbone=folder, dtype="float32").vlm_.tower.fingerprint
+    recipe = VlmPrompt(preset="antifakeprompt").recipe()
+    assert (recipe.lr, recipe.epochs, recipe.batch_size, recipe.seed) == (1e-5, 10, 6, 42)
+
+
+# --- 5. The two ways of scoring ---
+
+
+def test_rank_takes_answers_of_several_tokens(folder, frame):
+    config = {"answers": ("not painted", "painted"), "backbone": folder, "dtype": "float32"}
+    with pytest.raises(VlmError, match="'not painted' is not exactly one token"):
+        VlmZeroShot(**config).fit(frame, frame, progress=False)
+    scores = VlmZeroShot(**config, answer_scoring="rank").fit(frame, frame, progress=False).score(frame)
+    assert ((scores > 0) & (scores < 1)).all()
+
+
+# --- What is refused ---
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"question": "Real or fake"}, "no place for a postfix"),
+        ({"question": "Is this photo fake?", "position": "replace"}, "exactly one word 'real'"),
+        ({"position": "infix"}, "position is 'infix'"),
+        ({"towers": "vision"}, "towers is 'vision'"),
+        ({"n_vectors": 0}, "at least 1"),
+        ({"answers": ("yes", "yes")}, "expected two words"),
+        ({"answer_scoring": "guess"}, "answer_scoring is 'guess'"),
+        ({"preset": "paper"}, "preset is 'paper'"),
+        ({"lr": -1.0}, "lr is -1.0"),
+    ],
+)
+def test_wrong_configs_are_named(config, message):
+    with pytest.raises(ValueError, match=message):
+        VlmPrompt(**config)
+
+
+def test_wrong_models_are_named(folder, tmp_path):
+    LlamaConfig(**SMALL).save_pretrained(tmp_path / "llama")
+    with pytest.raises(VlmError, match="a llama model, expected instructblip"):
+        load_vlm(str(tmp_path / "llama"))
+    with pytest.raises(VlmError, match=r"cannot load .*nowhere"):
+        load_vlm(str(tmp_path / "nowhere"))
+    if load_vlm(folder).model.config.text_config.model_type == "t5":
+        with pytest.raises(VlmError, match="overflows"):
+            load_vlm(folder, dtype="float16")
+
+
+def test_an_adapter_of_another_width_is_refused(folder, frame, tmp_path):
+    fitted("vlm-prompt", folder, frame).save(tmp_path / "run")
+    wide = small_config()
+    wide.qformer_config.hidden_size = 32
+    other = save(tmp_path / "wide", wide)
+    config = (tmp_path / "run" / "config.json").read_text()
+    (tmp_path / "run" / "config.json").write_text(config.replace(folder, other))
+    with pytest.raises(ValueError, match="width 32"):
+        VlmPrompt.load(tmp_path / "run")
