@@ -20,7 +20,7 @@ from afp.images import open_image
 from afp.metrics import LOWER_IS_BETTER, N_BINS, check_scores, compute
 from afp.plots import DOUBLE, MARKERS, SERIES, SINGLE, colour, save, style
 
-__all__ = ["calibration", "held_out_bars", "image_grid", "roc_curves", "save", "score_histograms", "style"]  # fmt: skip
+__all__ = ["calibration", "held_out_bars", "image_grid", "roc_curves", "save", "score_histograms", "style"]
 Drawn = tuple[Figure, pd.DataFrame]
 
 
@@ -55,7 +55,7 @@ def held_out_bars(results: pd.DataFrame, metric: str = "auc") -> Drawn:
         hue, marker = SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]
         ax.hlines(y, rows["low"], rows["high"], color=hue, linewidth=1.1)
         ax.plot(rows["value"], y, marker, color=hue, markersize=4.2, markeredgewidth=1.0,
-                markerfacecolor=hue if against in ("real", "") else "white")  # fmt: skip
+                markerfacecolor=hue if against in ("real", "") else "white")
     for i in range(0, len(groups), 2):
         ax.axhspan(i - 0.5, i + 0.5, color="0.95", zorder=0, linewidth=0)
     if metric == "auc":
@@ -112,7 +112,7 @@ def roc_curves(scores: pd.DataFrame) -> Drawn:
             curve = {"against": against, "group": group, "kind": look["kind"], "fpr": fpr, "tpr": tpr}
             tables.append(pd.DataFrame(curve))
         ax.set(xlabel="false positive rate", ylabel="true positive rate", title=f"against {against}",
-               xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")  # fmt: skip
+               xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         ax.legend(
             title="AUC", loc="lower right", fontsize=6, title_fontsize=6, handlelength=2.4, labelspacing=0.3
         )
@@ -156,7 +156,7 @@ def score_histograms(scores: pd.DataFrame) -> Drawn:
         ax.spines["left"].set_visible(False)
         tables.append(pd.DataFrame({"group": group, "kind": kind, "label": label, "bin_low": edges[:-1],
                                     "bin_high": edges[1:], "fraction": fraction, "n": len(rows),
-                                    "called_fake": called}))  # fmt: skip
+                                    "called_fake": called}))
     axes[-1, 0].set_xlabel("score, P(fake); dashed: validation threshold")
     plt.close(fig)
     return fig, pd.concat(tables, ignore_index=True)
@@ -181,7 +181,7 @@ def calibration(scores: pd.DataFrame) -> Drawn:
         "fraction_fake": grouped["label"].mean().reindex(range(N_BINS)),
         "n_real": df[df["label"] == 0].groupby(bins).size().reindex(range(N_BINS), fill_value=0),
         "n_fake": df[df["label"] == 1].groupby(bins).size().reindex(range(N_BINS), fill_value=0),
-    })  # fmt: skip
+    })
     fig, (ax, below) = plt.subplots(2, 1, figsize=(SINGLE, 3.9), sharex=True, height_ratios=[3, 1])
     ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
     filled = table.dropna()
@@ -224,7 +224,7 @@ def image_grid(files: Iterable[str | Path | Image.Image], titles: Iterable[str],
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
-        image.thumbnail((256, 256))
+        image.thumbnail((256, 256) if columns <= 4 else (160, 160))  # the SVG holds every pixel
         ax.imshow(image, interpolation="none")
         ax.set_title(title, fontsize=6, pad=2)
     plt.close(fig)

@@ -28,7 +28,7 @@ _LOOK = {
     "axes.labelsize": 7.5, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7,
     "legend.frameon": False, "lines.markersize": 4.2, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "lines.linewidth": 1.2,
-    "axes.axisbelow": True, "figure.constrained_layout.use": True, "figure.dpi": 120, "savefig.dpi": 200,
+    "axes.axisbelow": True, "figure.constrained_layout.use": True, "figure.dpi": 100, "savefig.dpi": 200,
     "savefig.facecolor": "white", "svg.fonttype": "none", "svg.hashsalt": "afp",
     "axes.prop_cycle": mpl.cycler(color=SERIES),
 }  # fmt: skip

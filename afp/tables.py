@@ -95,3 +95,33 @@ def to_markdown(table: pd.DataFrame) -> str:
     """A table as GitHub's Markdown, cells as they print. Notebook: 04_evaluate_held_out"""
     rows = [list(table.columns), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + "\n"
+
+
+def comparison_table(results: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
+    """A row a detector: AUC with its 95 % interval, held-in and held-out, by the generators' kind.
+
+    Args:
+        results: `afp.metrics.evaluate` of several detectors under one perturbation.
+    Returns:
+        Text columns: detector; held-in; for the kind with the most images its held-out mean, its worst
+        generator and its mean against the resampled control (where there is one); the other kinds' means.
+    """
+    auc = results[(results["metric"] == "auc") & (results["seen"] == 0)]
+    means = auc[(auc["group"] == "mean held-out") & (auc["kind"] != "all")]
+    kinds = means.groupby("kind")["n_fake"].max().sort_values(ascending=False).index.tolist()
+    columns = {"held-in": ("mean held-in", "all", "real")}
+    for kind in kinds[:1]:
+        columns[f"{kind}, mean"] = ("mean held-out", kind, "real")
+        columns[f"{kind}, worst"] = ("min held-out", kind, "real")
+        if "real-resampled" in set(auc["against"]):
+            columns[f"{kind}, mean, vs resampled"] = ("mean held-out", kind, "real-resampled")
+    columns |= {kind: ("mean held-out", kind, "real") for kind in kinds[1:]}
+    rows = []
+    for detector, part in results[results["metric"] == "auc"].groupby("detector", sort=False):
+        row = {"detector": detector}
+        for title, (group, kind, against) in columns.items():
+            row[title] = _cell(
+                part[(part["group"] == group) & (part["kind"] == kind)], against, "auc", digits
+            )
+        rows.append(row)
+    return pd.DataFrame(rows)

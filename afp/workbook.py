@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import sys
 import time
@@ -11,6 +13,7 @@ import nbformat
 import papermill
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from papermill.exceptions import PapermillExecutionError
+from PIL import Image
 
 from .paths import ROOT
 
@@ -158,3 +161,16 @@ def _clean(notebook: nbformat.NotebookNode) -> None:
             cell.metadata.pop("tags")
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            for output in cell.outputs:
+                _shrink(output.get("data", {}))
+
+
+def _shrink(data: dict) -> None:
+    """Pictures of photographs as JPEG: as PNG they would make a notebook of several megabytes."""
+    png = data.get("image/png", "")
+    if len(png) > 80_000:
+        buffer = io.BytesIO()
+        picture = Image.open(io.BytesIO(base64.b64decode(png)), formats=["PNG"]).convert("RGB")
+        picture.save(buffer, "jpeg", quality=75)
+        del data["image/png"]
+        data["image/jpeg"] = base64.b64encode(buffer.getvalue()).decode()

@@ -92,11 +92,15 @@ def score(
 def evaluate(
     tables: Annotated[list[Path], typer.Argument(metavar="SCORES...", help="Scores tables (CSV).")],
     out: Annotated[Path | None, typer.Option(help="All metrics as .csv or .json.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ) -> None:
     """Metrics with 95 % intervals, per generator, mean and minimum over the held-out ones."""
     from .. import runs
 
-    print_metrics(pd.concat([runs.read_scores(t) for t in tables], ignore_index=True), out)
+    table = pd.concat([runs.read_scores(t) for t in tables], ignore_index=True)
+    several = table.groupby("detector")["run"].transform("nunique") > 1
+    table["detector"] = table["detector"].mask(several, table["run"])
+    print_metrics(table, out, markdown)
 
 
 def test(

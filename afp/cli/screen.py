@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
 
 console = Console()
 if not console.is_terminal:
-    console = Console(width=150)  # a pipe or a log has no width of its own
+    console = Console(width=180)  # a pipe or a log has no width of its own
 
 
 def print_findings(findings: Iterable) -> bool:
@@ -31,20 +32,29 @@ def pair(option: str, text: str) -> tuple[str, str]:
     return name, value
 
 
-def print_metrics(table, out: Path | None) -> None:
+def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False) -> None:
+    """A table a detector, one that compares them, and all metrics into ``out`` (.csv or .json)."""
     from .. import metrics
-    from ..tables import held_out_table
+    from ..tables import comparison_table, held_out_table, to_markdown
 
+    if out and out.suffix not in (".csv", ".json"):
+        raise ValueError(f"--out: {out}, expected a name ending in .csv or .json")
     results = metrics.evaluate(table)
-    for detector, part in results.groupby("detector"):
-        print_frame(held_out_table(part), title=str(detector))
+    parts = list(results.groupby(["detector", "perturbation"], sort=False))
+    if markdown:
+        typer.echo(to_markdown(comparison_table(results) if len(parts) > 1 else held_out_table(results)))
+    else:
+        for (detector, perturbation), part in parts:
+            title = detector if perturbation == "none" else f"{detector}, {perturbation}"
+            print_frame(held_out_table(part), title=title)
+        if results["detector"].nunique() > 1:
+            plain = results[results["perturbation"] == results["perturbation"].iloc[0]]
+            print_frame(comparison_table(plain), title="AUC with 95 % intervals")
     failed = int((table["error"] != "").sum())
     if failed:
         typer.secho(f"{failed} of {len(table)} rows failed and are left out", fg="yellow", err=True)
     if out is None:
         return
-    if out.suffix not in (".csv", ".json"):
-        raise ValueError(f"--out: {out}, expected a name ending in .csv or .json")
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".csv":
         results.to_csv(out, index=False)
