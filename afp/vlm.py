@@ -7,12 +7,12 @@ called as it is.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,13 +22,14 @@ from transformers import (
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .backbones import best_device, load_backbone
 from .paths import ROOT
+from .vlm_tower import GivenTokens, VisionTower
 
 DEMO = "demo-vlm"  # the miniature InstructBLIP (self-pretrained), see afp.demo_vlm
 DEMO_FOLDER = ROOT / "data" / DEMO
+STATISTICS = "token_statistics.safetensors"
 ALIASES = {
     "instructblip-vicuna-7b": "Salesforce/instructblip-vicuna-7b",
     "instructblip-flan-t5-xl": "Salesforce/instructblip-flan-t5-xl",
@@ -38,57 +39,6 @@ QUANTISED = {"8bit": {"load_in_8bit": True}, "4bit": {"load_in_4bit": True}}
 
 class VlmError(ValueError):
     """A vision-language model that cannot be loaded, or a question or answer that it cannot take."""
-
-
-class GivenTokens(nn.Module):
-    """Stands in for `vision_model`: what it is given as pixels are the image tokens, (b, t, D), already.
-
-    `standardise` brings every token to mean 0 and variance 1, for towers whose blocks differ in scale.
-    """
-
-    def __init__(self, standardise: bool = False):
-        super().__init__()
-        self.standardise = standardise
-
-    def forward(self, pixel_values: torch.Tensor, **_) -> BaseModelOutputWithPooling:
-        tokens = pixel_values
-        if self.standardise:
-            tokens = nn.functional.layer_norm(tokens, tokens.shape[-1:])
-        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens[:, 0])
-
-
-@dataclass(frozen=True)
-class VisionTower:
-    """InstructBLIP's own image tower, with the interface of `afp.backbones.Backbone` that features need."""
-
-    name: str
-    model: nn.Module
-    image_processor: object
-
-    @cached_property
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.image_processor.to_json_string().encode())
-        for key, value in sorted(self.model.state_dict().items()):
-            digest.update(f"{key} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
-        return digest.hexdigest()[:16]
-
-    def preprocess(self, images: Sequence) -> torch.Tensor:
-        """RGB images to (b, 3, h, w) float32 on the CPU."""
-        return self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-
-    @torch.inference_mode()
-    def extract(self, pixels: torch.Tensor, outputs: Sequence[str]) -> dict[str, torch.Tensor]:
-        """The tower's normalised tokens, (b, t, D) float32 on the CPU, under the only output `tokens`."""
-        for output in outputs:
-            self.check_output(output)
-        weight = next(self.model.parameters())
-        tokens = self.model(pixel_values=pixels.to(weight.device, weight.dtype)).last_hidden_state
-        return dict.fromkeys(outputs, tokens.float().cpu())
-
-    def check_output(self, output: str) -> None:
-        if output != "tokens":
-            raise ValueError(f"feature output {output!r}: expected 'tokens'")
 
 
 @dataclass(frozen=True)
@@ -269,7 +219,8 @@ def load_vlm(
         tower, output = VisionTower(name, model.vision_model, processor), "tokens"
     if pixel_mean is not None:
         tower = replace(tower, image_processor=_restated(tower.image_processor, pixel_mean, pixel_std))
-    model.vision_model = GivenTokens(standardise=name == DEMO)
+    statistics = load_file(Path(source) / STATISTICS, device=str(device)) if name == DEMO else {}
+    model.vision_model = GivenTokens(**statistics)
     return Vlm(name, model, tokenizer, qformer_tokenizer, tower, output, config.text_config.vocab_size)
 
 
