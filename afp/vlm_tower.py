@@ -19,14 +19,13 @@ class GivenTokens(nn.Module):
     differ in scale, and a few channels of each dwarf all others.
     """
 
-    def __init__(self, mean: torch.Tensor | None = None, std: torch.Tensor | None = None):
+    def __init__(self, mean: torch.Tensor | float = 0.0, std: torch.Tensor | float = 1.0):
         super().__init__()
-        self.mean, self.std = nn.Buffer(mean, persistent=False), nn.Buffer(std, persistent=False)
+        self.mean = nn.Buffer(torch.as_tensor(mean), persistent=False)
+        self.std = nn.Buffer(torch.as_tensor(std), persistent=False)
 
     def forward(self, pixel_values: torch.Tensor, **_) -> BaseModelOutputWithPooling:
-        tokens = pixel_values
-        if self.mean is not None:
-            tokens = (tokens - self.mean) / self.std
+        tokens = ((pixel_values - self.mean) / self.std).to(pixel_values.dtype)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens[:, 0])
 
 
