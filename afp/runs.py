@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import inspect
 import json
 import platform
 import time
@@ -17,8 +18,8 @@ from tqdm.auto import tqdm
 from . import detectors
 from .detectors import Detector, DetectorError
 from .images import UnreadableImages
-from .manifest import use_fold
-from .paths import runs_dir
+from .manifest import read_manifest, use_fold
+from .paths import demo_manifest, runs_dir
 
 SCORE_COLUMNS = [
     *("path", "sha256", "label", "generator", "kind", "split", "source", "perturbation"),
@@ -90,8 +91,9 @@ def fit_run(
 
 
 def _identity(detector: Detector, train: pd.DataFrame, validation: pd.DataFrame) -> str:
-    """Hash of what a fit depends on: detector, config, and the training and validation images."""
+    """Hash of what a fit depends on: detector, its module, config, and the training and validation images."""
     digest = hashlib.sha256(json.dumps([detector.name, detector.config()], sort_keys=True).encode())
+    digest.update(Path(inspect.getfile(type(detector))).read_bytes())  # edited code is another detector
     for part in (train, validation):
         digest.update("".join(sorted(part["sha256"] + part["label"].astype(str))).encode() + b"|")
     return digest.hexdigest()[:8]
@@ -265,9 +267,10 @@ def cross_fit(
     return folder
 
 
-def newest_run() -> Path:
-    """The run folder fitted last. Raises DetectorError if there is none."""
-    found = [p.parent for p in runs_dir().glob("*/environment.json") if (p.parent / "config.json").is_file()]
-    if not found:
-        raise DetectorError(f"{runs_dir()}: no run yet; make one with `afp fit` or `make demo`")
-    return max(found, key=lambda p: (p / "environment.json").stat().st_mtime)
+def default_run(progress: bool = True) -> Path:
+    """The linear probe of the demo benchmark, fitted now if it is not there yet.
+
+    Raises:
+        ManifestError: the demo benchmark is not built.
+    """
+    return fit_run("linear-probe", read_manifest(demo_manifest()), progress=progress)

@@ -12,7 +12,7 @@ import typer
 from ..detectors import NAMES
 from .screen import pair, print_metrics
 
-RunOption = Annotated[Path | None, typer.Option(help="Run folder; default: the newest in runs/.")]
+RunOption = Annotated[Path | None, typer.Option(help="Run folder; default: the demo's linear probe.")]
 
 
 def fit(
@@ -175,10 +175,10 @@ def _demo_or(manifest: Path) -> Path:
 
 
 def _run(run: Path | None) -> Path:
-    from ..runs import newest_run
+    from ..runs import default_run
 
     if run is None:
-        run = newest_run()
+        run = default_run()
         typer.secho(f"run: {run}", fg="bright_black", err=True)
     return run
 

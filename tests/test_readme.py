@@ -1,0 +1,68 @@
+"""The README's numbers and examples are what the code gives."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from afp import metrics, runs
+from afp.manifest import read_manifest
+from afp.paths import ROOT
+from afp.tables import comparison_table, to_markdown
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = sorted((ROOT / "data" / "results").glob("*.csv.gz"))
+
+
+@pytest.fixture(scope="module")
+def results() -> pd.DataFrame:
+    return metrics.evaluate(pd.concat([runs.read_scores(f) for f in RESULTS], ignore_index=True))
+
+
+def test_every_number_of_the_results_table_is_recomputed_from_the_scores(results):
+    shown = re.search(r"<!-- results -->\n(.*?)\n<!-- /results -->", README, re.S)[1]
+    assert shown.strip() == to_markdown(comparison_table(results)).strip()
+
+
+def test_the_committed_scores_are_of_the_demo_and_held_out_by_photograph(demo_manifest):
+    frame = read_manifest(demo_manifest)
+    for file in RESULTS:
+        scores = runs.read_scores(file)
+        assert sorted(scores["path"]) == sorted(frame["path"]), file.name
+        assert (scores.groupby("source")["fold"].nunique() == 1).all(), file.name
+        assert scores["score"].notna().all(), file.name
+
+
+@pytest.mark.parametrize("name", ["linear-probe", "spectrum", "metadata"])
+def test_a_fresh_fit_gives_the_results_of_the_table(name, results, demo_manifest, tmp_path):
+    folder = runs.cross_fit(name, read_manifest(demo_manifest), tmp_path / name, progress=False)
+    fresh = metrics.evaluate(runs.read_scores(folder / "scores.csv"), n_boot=1)
+    committed = results[results["detector"] == name]
+    key = ["group", "kind", "against", "metric"]
+    both = fresh.merge(committed, on=key, suffixes=("", "_committed"))
+    auc = both[(both["metric"] == "auc") & ~both["kind"].isin(["text-to-image", "commercial"])]
+    # Networks and towers round differently between processors, hence not to the last digit.
+    assert len(auc) > 10
+    assert (auc["value"] - auc["value_committed"]).abs().max() < 0.03
+
+
+def test_the_python_example_prints_what_the_readme_says(demo_manifest, tmp_path, monkeypatch):
+    code, printed = re.search(r"```python\n(.*?)```\s+```\n(.*?)```", README, re.S).groups()
+    monkeypatch.setenv("AFP_RUNS", str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    numbers = r"\d+\.\d+"
+    assert re.sub(numbers, "#", done.stdout).split() == re.sub(numbers, "#", printed).split()
+    for fresh, shown in zip(re.findall(numbers, done.stdout), re.findall(numbers, printed), strict=True):
+        assert abs(float(fresh) - float(shown)) < 0.05
+
+
+def test_the_commands_of_the_readme_exist():
+    listed = set(re.findall(r"^\| `afp (\w+)", README, re.M))
+    helped = subprocess.run([sys.executable, "-m", "afp", "--help"], capture_output=True, text=True)
+    missing = [command for command in listed if command not in helped.stdout]
+    assert listed and not missing, missing
