@@ -6,12 +6,14 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
 
 from ..backbones import load_backbone
 from ..features import extract
+from ..perturbations import check
 from .base import Detector, DetectorError
 from .logistic import C_GRID, Logistic, choose
 
@@ -28,6 +30,8 @@ class LinearProbe(Detector):
         block: ``auto`` (chosen by validation loss), a block's number as text (``0`` is the embedding layer), or
             ``embedding`` for the projected image embedding.
         c: inverse regularisation strengths to choose from.
+        augment: perturbations. Each training and validation image is then used twice: as it is, and under one of
+            these, drawn by its hash. The threshold is chosen on clean images all the same.
 
     Notebook: 04_evaluate_held_out
     """
@@ -36,6 +40,7 @@ class LinearProbe(Detector):
     backbone: str = "demo-clip"
     block: str = "auto"
     c: tuple[float, ...] = C_GRID
+    augment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.block = str(self.block)
@@ -46,6 +51,11 @@ class LinearProbe(Detector):
             )
         if not self.c or not all(c > 0 for c in self.c):
             raise DetectorError(f"linear-probe: c is {self.c}, expected positive numbers")
+        if isinstance(self.augment, str):
+            raise DetectorError(f'linear-probe: augment is {self.augment!r}, expected a list: ["jpeg:75"]')
+        self.augment = tuple(dict.fromkeys(check(spec) for spec in self.augment))
+        if "none" in self.augment:
+            raise DetectorError("linear-probe: augment holds 'none', expected perturbations that change images")
 
     @property
     def n_trainable(self) -> int:
@@ -63,9 +73,18 @@ class LinearProbe(Detector):
             progress=progress,
         )
 
+    def _augmented(self, frame: pd.DataFrame, progress: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Features and labels of the images and, with ``augment``, of one perturbed copy of each."""
+        parts = {"none": frame}
+        if self.augment:
+            drawn = np.array([crc32(digest.encode()) % len(self.augment) for digest in frame["sha256"]])
+            parts |= {spec: frame[drawn == i] for i, spec in enumerate(self.augment)}
+        parts = {spec: part for spec, part in parts.items() if len(part)}
+        x = [self._features(part, spec, progress) for spec, part in parts.items()]
+        return np.concatenate(x), np.concatenate([part["label"] for part in parts.values()])
+
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
-        x, x_val = (self._features(f, "none", progress) for f in (train, validation))
-        y, y_val = (f["label"].to_numpy() for f in (train, validation))
+        (x, y), (x_val, y_val) = (self._augmented(f, progress) for f in (train, validation))
         if self.block == "embedding":
             self.model_, self.c_, _ = choose((x, y), (x_val, y_val), self.c)
             self.block_ = None

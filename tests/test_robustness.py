@@ -1,0 +1,105 @@
+"""Losses under perturbations: a moved threshold is told from a lost ranking, and each score is held out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from afp import detectors, metrics, robustness, runs
+from afp.detectors import DetectorError
+from afp.manifest import ManifestError, use_fold
+
+KEY = ["path", "perturbation"]
+
+
+def made_up(shift: dict[str, float], noise: dict[str, float]) -> pd.DataFrame:
+    """Scores that a perturbation moves (shift) or scrambles (noise); 30 photographs, one held-out network."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for spec in shift:
+        for photo in range(30):
+            for label, generator in ((0, "real"), (1, "net")):
+                score = 0.3 + 0.4 * label + rng.normal(0, 0.05) + shift[spec] + rng.normal(0, noise[spec])
+                rows.append({"path": f"{generator}/{photo}", "label": label, "generator": generator,
+                             "kind": "super-resolution" if label else "real", "source": str(photo), "seen": 0,
+                             "perturbation": spec, "detector": "probe", "error": "",
+                             "threshold": 0.5, "threshold_anew": 0.5 + shift[spec],
+                             "score": float(np.clip(score, 0, 1))})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_a_shift_costs_accuracy_and_not_ranking_and_a_new_threshold_mends_it():
+    scores = made_up({"none": 0, "jpeg:50": -0.25, "blur:2": 0}, {"none": 0, "jpeg:50": 0, "blur:2": 0.4})
+    found = robustness.losses(scores, n_boot=200).set_index(["perturbation", "loss"])["value"]
+    assert found["jpeg:50", "accuracy"] > 0.4
+    assert abs(found["jpeg:50", "ranking"]) < 0.02
+    assert found["jpeg:50", "after a new threshold"] < 0.05
+    assert found["blur:2", "ranking"] > 0.1
+    assert found["blur:2", "after a new threshold"] > 0.1
+    assert not robustness.gains(scores, scores, n_boot=20)["value"].any()
+
+
+def test_the_table_holds_the_metrics_of_the_scores():
+    scores = made_up({"blur:2": 0, "none": 0, "jpeg:50": -0.25}, dict.fromkeys(("none", "jpeg:50", "blur:2"), 0.2))
+    results = metrics.evaluate(scores, n_boot=50)
+    table = robustness.robustness_table(results)
+    assert list(table.columns) == ["detector", "metric", "clean", "JPEG 50", "blur 2"]
+    rows = scores[scores["perturbation"] == "jpeg:50"]
+    auc = metrics.compute(rows["label"], rows["score"])["auc"]
+    assert table.loc[0, "JPEG 50"].startswith(f"{auc:.2f} [")
+
+
+@pytest.fixture(scope="module")
+def cross_fitted(small_frame, tmp_path_factory):
+    return runs.cross_fit("spectrum", small_frame, tmp_path_factory.mktemp("run"), progress=False)
+
+
+def test_each_image_is_scored_by_the_fold_that_never_saw_its_photograph(cross_fitted, small_frame):
+    scores = robustness.score_folds(cross_fitted, small_frame, "jpeg:30, blur:2.0", progress=False)
+    assert not scores.duplicated(KEY).any()
+    assert set(scores["perturbation"]) == {"none", "jpeg:30", "blur:2"}
+    clean = scores[scores["perturbation"] == "none"].set_index("path")["score"]
+    before = runs.read_scores(cross_fitted / "scores.csv").set_index("path")["score"]
+    pd.testing.assert_series_equal(clean.sort_index(), before.sort_index(), check_exact=True)
+    changed = scores[scores["perturbation"] == "blur:2"].set_index("path")["score"]
+    assert (changed - clean).abs().max() > 1e-3
+    part = use_fold(small_frame, 3)
+    sources = set(part.loc[part["split"] == "test", "source"])
+    assert set(scores.loc[scores["fold"] == 3, "source"]) == sources
+    again = robustness.score_folds(cross_fitted, small_frame, ["jpeg:30", "blur:2"], progress=False)
+    pd.testing.assert_frame_equal(again, scores)
+
+
+def test_bad_settings_are_refused_before_any_work(small_frame, tmp_path):
+    for bad in ("jpeg:0", "blur:-1", "sharpen:2"):
+        with pytest.raises(ValueError, match=bad.split(":")[0]):
+            robustness.score_folds(tmp_path, small_frame, [bad])
+    with pytest.raises(ManifestError, match="tiles per photograph: 0"):
+        robustness.few_tiles(small_frame, 0)
+    with pytest.raises(ManifestError, match="kinds"):
+        robustness.few_tiles(small_frame, 1, ["no such kind"])
+    for bad in ("jpeg:75", ["jpeg:101"], ["none"]):
+        with pytest.raises(ValueError, match=r"augment|jpeg:101"):
+            detectors.create("linear-probe", augment=bad)
+    with pytest.raises(DetectorError, match="no run here"):
+        robustness.score_folds(tmp_path, small_frame, "jpeg:50", progress=False)
+
+
+def test_few_tiles_keeps_every_photograph(demo_frame):
+    few = robustness.few_tiles(demo_frame, 2, ["super-resolution"])
+    counts = few.groupby(["generator", "source"]).size()
+    assert set(counts) == {2}
+    assert few["source"].nunique() == demo_frame.loc[demo_frame["label"] == 0, "source"].nunique()
+
+
+def test_an_augmented_probe_sees_each_image_twice_and_keeps_its_config(demo_frame, tmp_path):
+    train = demo_frame[(demo_frame["split"] == "train") & demo_frame["path"].str.endswith("_0.png")]
+    few = train[train["source"].isin(train["source"].unique()[:4])]
+    probe = detectors.create("linear-probe", block="8", augment=["jpeg:30", "blur:3"])
+    x, y = probe._augmented(few, progress=False)
+    assert x.shape[0] == len(y) == 2 * len(few)
+    assert (y[len(few) :].sum(), y[: len(few)].sum()) == (few["label"].sum(),) * 2
+    probe.fit(few, few, progress=False).save(tmp_path)
+    assert detectors.load(tmp_path).augment == ("jpeg:30", "blur:3")
+    np.testing.assert_allclose(detectors.load(tmp_path).score(few), probe.score(few))
