@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .images import list_images, sha256
+from .images import ImageError, list_images, sha256
 
 COLUMNS = ["path", "label", "generator", "kind", "split", "source", "sha256"]
 SPLITS = ("train", "validation", "test", "none")
@@ -58,7 +58,7 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
                 column
             ]
             raise ManifestError(
-                f"{path}: row {row.name + 2}: {column} is {row[column]!r}, expected {expected}"
+                f"{path}: row {row.name + 2}: {column} is {str(row[column])!r}, expected {expected}"
             )
     frame["label"] = label.astype(int)
     frame["file"] = [str(path.parent.absolute() / p) for p in frame["path"]]
@@ -66,8 +66,15 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
 
 
 def write_manifest(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Write a manifest as CSV or Parquet (by suffix), atomically, paths relative to its folder."""
+    """Write a manifest as CSV or Parquet (by suffix), atomically, paths relative to its folder.
+
+    Raises:
+        ManifestError: a file whose name is not UTF-8, which no manifest can hold.
+    """
     path = Path(path).absolute()
+    for file in frame["file"]:
+        if os.fsencode(file).decode("utf-8", "ignore") != file:
+            raise ManifestError(f"{file!r}: a name that is not UTF-8 cannot stand in a manifest; rename the file")
     path.parent.mkdir(parents=True, exist_ok=True)
     frame = frame.drop(columns="file", errors="ignore").assign(
         path=[Path(os.path.relpath(f, path.parent)).as_posix() for f in frame["file"]]
@@ -84,12 +91,13 @@ def write_manifest(frame: pd.DataFrame, path: str | Path) -> Path:
 def from_files(files: Iterable[str | Path]) -> pd.DataFrame:
     """A frame of ``path, file, sha256`` for images of which nothing else is known.
 
-    A file that cannot be read has an empty hash; decoding it later says why.
+    A file that cannot be read has an empty hash; decoding it later says why. ``path`` is a name that can be
+    written as UTF-8, whatever the bytes on disk.
     """
     files = [Path(f) for f in files]
     return pd.DataFrame(
         {
-            "path": [str(f) for f in files],
+            "path": [os.fsencode(f).decode("utf-8", "backslashreplace") for f in files],
             "file": [str(f.absolute()) for f in files],
             "sha256": [_hash_or_empty(f) for f in files],
         },
@@ -99,8 +107,8 @@ def from_files(files: Iterable[str | Path]) -> pd.DataFrame:
 
 def _hash_or_empty(file: Path) -> str:
     try:
-        return sha256(file) if file.is_file() else ""
-    except OSError:
+        return sha256(file)
+    except ImageError:
         return ""
 
 
