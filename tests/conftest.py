@@ -1,0 +1,71 @@
+"""What several test files share. No test writes into the checkout: runs and figures go to a temporary folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from afp import demo
+from afp.manifest import from_folders, read_manifest, write_manifest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _outputs_elsewhere(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFP_RUNS", str(tmp_path_factory.mktemp("runs")))
+        patch.setenv("AFP_FIGURES", str(tmp_path_factory.mktemp("figures")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def demo_manifest() -> Path:
+    """The demo benchmark's manifest; built if it is not there."""
+    return demo.build()
+
+
+@pytest.fixture(scope="session")
+def demo_frame(demo_manifest) -> pd.DataFrame:
+    return read_manifest(demo_manifest)
+
+
+def picture(seed: int, size: int = 64) -> Image.Image:
+    """A picture with coarse structure and fine grain, as a photograph has; the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)).resize((size, size))
+    grain = rng.normal(0, 12, (size, size, 3))
+    return Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8))
+
+
+def smoothed(image: Image.Image) -> Image.Image:
+    """The picture scaled down and up again: a stand-in for what a network paints."""
+    small = image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC)
+    return small.resize(image.size, Image.Resampling.BICUBIC)
+
+
+def write_folders(folder: Path, n: int = 12) -> Path:
+    """``real/`` and two generators under ``fake/``, n pictures of n sources each."""
+    for i in range(n):
+        kinds = {"real": picture(i), "fake/half": smoothed(picture(i)), "fake/half-twice": smoothed(smoothed(picture(i)))}
+        for name, image in kinds.items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            image.save(folder / name / f"{i:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_manifest(tmp_path_factory) -> Path:
+    """36 small pictures of 12 sources; generator ``half`` is held-in, ``half-twice`` held-out."""
+    folder = write_folders(tmp_path_factory.mktemp("small"))
+    fakes = {p.name: p for p in sorted((folder / "fake").iterdir())}
+    frame = from_folders([folder / "real"], fakes, split=True)
+    away = (frame["generator"] == "half-twice") & (frame["split"] != "test")
+    return write_manifest(frame.assign(split=frame["split"].mask(away, "none")), folder / "m.csv")
+
+
+@pytest.fixture(scope="session")
+def small_frame(small_manifest) -> pd.DataFrame:
+    return read_manifest(small_manifest)

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import picture, write_folders
+
+from afp.manifest import (
+    COLUMNS,
+    ManifestError,
+    from_files,
+    from_folders,
+    held_in_generators,
+    read_manifest,
+    use_fold,
+    write_manifest,
+)
+
+TRAINED = ["train", "validation"]
+
+
+def table(**columns) -> pd.DataFrame:
+    base = {c: ["a", "b"] for c in COLUMNS} | {"label": [0, 1], "split": ["train", "test"]}
+    return pd.DataFrame(base | columns)
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
+def test_a_manifest_comes_back_as_it_was_written(tmp_path, small_frame, name):
+    extra = small_frame.assign(mask="x.png")
+    back = read_manifest(write_manifest(extra, tmp_path / "deeper" / name))
+    assert [os.path.samefile(a, b) for a, b in zip(back["file"], extra["file"], strict=True)]
+    same = [c for c in extra.columns if c not in ("path", "file")]
+    pd.testing.assert_frame_equal(back[same], extra[same], check_dtype=False)
+    assert not any(os.path.isabs(p) for p in back["path"])
+
+
+def test_a_manifest_moves_with_its_images(tmp_path, small_manifest):
+    moved = shutil.copytree(small_manifest.parent, tmp_path / "moved")
+    frame = read_manifest(moved / small_manifest.name)
+    assert all(f.startswith(str(moved)) and os.path.isfile(f) for f in frame["file"])
+
+
+def test_names_that_look_like_missing_values_stay_names(tmp_path):
+    frame = table(generator=["real", "None"], source=["NA", "007"], path=["null", "nan"])
+    frame.to_csv(tmp_path / "m.csv", index=False)
+    back = read_manifest(tmp_path / "m.csv")
+    assert back[["generator", "source", "path"]].equals(frame[["generator", "source", "path"]].astype(str))
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({"label": [0, 2]}, "row 3: label is '2'"),
+        ({"label": ["real", "fake"]}, "row 2: label is 'real'"),
+        ({"label": [0, None]}, "row 3: label"),
+        ({"split": ["train", "dev"]}, "row 3: split is 'dev'"),
+        ({"path": ["a", "a"]}, "row 3: path is 'a', expected each once"),
+        ({"path": ["a", ""]}, "row 3: path is ''"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, columns, named):
+    table(**columns).to_csv(tmp_path / "m.csv", index=False)
+    with pytest.raises(ManifestError, match=named) as error:
+        read_manifest(tmp_path / "m.csv")
+    assert "m.csv" in str(error.value)
+
+
+def test_missing_columns_are_named(tmp_path):
+    table().drop(columns=["sha256", "source"]).to_csv(tmp_path / "m.csv", index=False)
+    with pytest.raises(ManifestError, match="columns missing: source, sha256"):
+        read_manifest(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\x01\x02", b'"a,b\n1', b"\xff\xfe\xfd,\n"])
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
+def test_garbage_is_refused_by_name(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ManifestError, match=name):
+        read_manifest(tmp_path / name)
+
+
+def test_a_missing_manifest_is_named_and_the_demo_has_a_hint(tmp_path):
+    with pytest.raises(ManifestError, match="no such manifest$"):
+        read_manifest(tmp_path / "m.csv")
+    with pytest.raises(ManifestError, match="no such manifest; .*`afp demo`"):
+        read_manifest(tmp_path / "demo" / "manifest.csv")
+    with pytest.raises(ManifestError, match="not a readable"):
+        read_manifest(tmp_path)
+
+
+def test_folders_make_a_manifest_split_by_source(tmp_path):
+    folder = write_folders(tmp_path, n=20)
+    fakes = {p.name: p for p in sorted((folder / "fake").iterdir())}
+    frame = from_folders([folder / "real"], fakes, split=True)
+    assert (frame.groupby("source")["split"].nunique() == 1).all()
+    shares = frame["split"].value_counts(normalize=True)
+    assert shares.to_dict() == pytest.approx({"train": 0.6, "validation": 0.2, "test": 0.2})
+    assert frame.groupby("generator")["label"].unique().map(list).to_dict() == {
+        "real": [0],
+        "half": [1],
+        "half-twice": [1],
+    }
+    assert set(from_folders([folder / "real"], fakes)["split"]) == {"test"}
+    other = from_folders([folder / "real"], fakes, split=True, seed=1)
+    assert (other["split"] != frame["split"]).any()
+
+
+def test_identical_files_share_a_split_whatever_their_names(tmp_path):
+    folder = write_folders(tmp_path, n=20)
+    for i in range(19):  # a chain of copies: all of them one source
+        shutil.copy(folder / "real" / f"{i:02}.png", folder / "fake" / "half" / f"{i + 1:02}.png")
+    frame = from_folders([folder / "real"], {"half": folder / "fake" / "half"}, split=True)
+    assert (frame.groupby("sha256")["split"].nunique() == 1).all()
+    assert (frame.groupby("source")["split"].nunique() == 1).all()
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ManifestError, match="nothing: no image"):
+        from_folders([tmp_path / "nothing"], {})
+
+
+def test_loose_files_have_a_hash_where_they_can_be_read(tmp_path):
+    picture(0).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    frame = from_files([tmp_path / n for n in ("a.png", "pipe.png", "loop.png", "none.png")])
+    assert [len(h) for h in frame["sha256"]] == [64, 0, 0, 0]
+
+
+def test_a_file_without_permission_has_no_hash(tmp_path, monkeypatch):
+    picture(0).save(tmp_path / "locked.png")
+    real_open = os.open
+
+    def refuse(name, *args, **kwargs):
+        if str(name).endswith("locked.png"):
+            raise PermissionError(13, "Permission denied")
+        return real_open(name, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)  # root may read everything
+    assert from_files([tmp_path / "locked.png"])["sha256"].tolist() == [""]
+
+
+@pytest.mark.parametrize("which", ["demo_frame", "small_frame"])
+def test_folds_test_every_photo_once_and_train_on_held_in_generators_alone(which, request):
+    frame = request.getfixturevalue(which)
+    held_in = held_in_generators(frame)
+    tested = []
+    for k in range(5):
+        fold = use_fold(frame, k)
+        used = fold[fold["split"] != "none"]
+        assert (used.groupby("source")["split"].nunique() == 1).all()
+        assert (used.groupby("sha256")["split"].nunique() == 1).all()
+        trained = fold[fold["split"].isin(TRAINED)]
+        assert set(trained.loc[trained["label"] == 1, "generator"]) == set(held_in)
+        assert held_in_generators(fold) == held_in
+        for split in [*TRAINED, "test"]:
+            assert set(fold.loc[fold["split"] == split, "label"]) == {0, 1}
+        tested.append(fold["split"] == "test")
+    assert (np.sum(tested, axis=0) == 1).all()
+
+
+def test_folds_do_not_depend_on_the_rows_order(demo_frame):
+    shuffled = demo_frame.sample(frac=1, random_state=3)
+    assert use_fold(shuffled, 2)["split"].sort_index().equals(use_fold(demo_frame, 2)["split"])
+
+
+def test_impossible_folds_are_refused(small_frame):
+    for fold in (-1, 5):
+        with pytest.raises(ManifestError, match=f"fold: {fold}, expected 0 to 4"):
+            use_fold(small_frame, fold)
+    few = small_frame[small_frame["source"].isin(small_frame["source"].unique()[:3])]
+    with pytest.raises(ManifestError, match="3 sources of real images cannot make 5 folds"):
+        use_fold(few, 0)
+
+
+def test_a_name_that_is_not_utf_8_has_a_path_that_can_be_written_but_no_place_in_a_manifest(tmp_path):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    picture(0).save(name)
+    frame = from_files([name])
+    assert frame["path"][0].encode() and frame["file"][0] == name and frame["sha256"][0]
+    with pytest.raises(ManifestError, match="not UTF-8"):
+        write_manifest(from_folders([tmp_path], {}), tmp_path / "m.csv")
