@@ -49,8 +49,8 @@ def smoothed(image: Image.Image) -> Image.Image:
 def write_folders(folder: Path, n: int = 12) -> Path:
     """``real/`` and two generators under ``fake/``, n pictures of n sources each."""
     for i in range(n):
-        kinds = {"real": picture(i), "fake/half": smoothed(picture(i)), "fake/half-twice": smoothed(smoothed(picture(i)))}
-        for name, image in kinds.items():
+        real, half = picture(i), smoothed(picture(i))
+        for name, image in {"real": real, "fake/half": half, "fake/half-twice": smoothed(half)}.items():
             (folder / name).mkdir(parents=True, exist_ok=True)
             image.save(folder / name / f"{i:02}.png")
     return folder

