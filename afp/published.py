@@ -141,7 +141,7 @@ def headlines(table: pd.DataFrame) -> pd.DataFrame:
     """Four means of the same row of AntifakePrompt's table, and of a detector that calls everything fake.
 
     Columns: method, all, held-out (sets not trained on), fakes only, balanced (the mean of the real sets' mean
-    and the fake sets' mean). Notebook: 09_draw_paper_figures
+    and the fake sets' mean), note (as of `beside`). Notebook: 09_draw_paper_figures
     """
     first = table[table["method"] == table["method"].iloc[0]]
     constant = first.assign(
@@ -158,9 +158,10 @@ def headlines(table: pd.DataFrame) -> pd.DataFrame:
                 "fakes only": accuracy[~real].mean(),
                 "held-out": accuracy[rows["seen_in_training"] == 0].mean(),
                 "balanced": balanced,
+                "note": rows["note"].iloc[0] if "note" in rows else "",
             }
         )
-    return pd.DataFrame(found)[["method", "all", "held-out", "fakes only", "balanced"]]
+    return pd.DataFrame(found)[["method", "all", "held-out", "fakes only", "balanced", "note"]]
 
 
 def own_runs(folder: str | Path) -> pd.DataFrame:

@@ -56,9 +56,9 @@ def heat_map(table: pd.DataFrame) -> Drawn:
                 continue
             ax.add_patch(Rectangle((j - 0.5, rows[i] - 0.5), 1, 1, facecolor=shades[i, j], edgecolor="none"))
             ink = "white" if number < low + 0.55 * (100 - low) else "black"
-            text = f"{number:.1f}" if len(values) > 1 else f"{number:.2f}"
+            text = f"{number:.2f}" if len(values) == 1 else f"{number:.1f}".replace("100.0", "100")
             if panel / len(methods) > 0.24:
-                ax.text(j, rows[i], text, ha="center", va="center", fontsize=5.5, color=ink)
+                ax.text(j, rows[i], text, ha="center", va="center_baseline", fontsize=5.5, color=ink)
         for row in table[table["seen_in_training"] == 1].itertuples():
             corner = (methods.index(row.method) - 0.44, sets.index(row.test_set) - 0.42)
             ax.add_patch(
@@ -77,6 +77,7 @@ def heat_map(table: pd.DataFrame) -> Drawn:
     _footnote(fig, table)
     summary = mean.reset_index().melt("method", values, "value", "percent").assign(test_set="mean")
     cells = table.melt(["method", "test_set", "kind", "seen_in_training", "note"], values, "value", "percent")
+    plt.close(fig)
     return fig, pd.concat([cells, summary], ignore_index=True)
 
 
@@ -100,6 +101,7 @@ def parameters(table: pd.DataFrame) -> Drawn:
            ylabel="mean accuracy over the sets (%)")  # fmt: skip
     _legend(fig, ax, 2)
     _footnote(fig, table)
+    plt.close(fig)
     return fig, means
 
 
@@ -132,6 +134,7 @@ def curves(table: pd.DataFrame, x: str, series: str = "method", *, xlabel: str =
         ax.grid(axis="y", color="0.92", linewidth=0.6)
     _legend(fig, axes[0], 5)
     _footnote(fig, table)
+    plt.close(fig)
     return fig, means.reset_index(drop=True)
 
 
@@ -164,6 +167,7 @@ def dots(table: pd.DataFrame, row: str, series: str, *, xlabel: str = "") -> Dra
     axes[0, 0].set_yticks(range(len(rows)), [f"own: {name}" if name in own else name for name in rows])
     _legend(fig, axes[0, 0], 4)
     _footnote(fig, table)
+    plt.close(fig)
     return fig, table[[row, series, *values, "note"]].reset_index(drop=True)
 
 
@@ -197,6 +201,7 @@ def accuracy_against_ap(table: pd.DataFrame, ap: float = 95, accuracy: float = 8
         text: line for ax in axes.flat for line, text in zip(*ax.get_legend_handles_labels(), strict=True)
     }
     fig.legend(handles.values(), handles, loc="outside upper center", ncols=7)
+    plt.close(fig)
     return fig, table[["method", "test_set", "kind", "average_precision", "accuracy", "failure", "note"]]
 
 
@@ -221,6 +226,7 @@ def mean_and_worst(tables: Mapping[str, pd.DataFrame]) -> Drawn:
         ax.tick_params(axis="y", length=0)
     _legend(fig, axes[0, 0], 2)
     _footnote(fig, next(iter(tables.values())))
+    plt.close(fig)
     return fig, pd.concat([rows.assign(paper=name) for name, rows in means.items()], ignore_index=True)
 
 

@@ -91,7 +91,7 @@ def test_the_choice_of_mean_changes_the_headline(antifakeprompt):
     found = published.headlines(antifakeprompt).set_index("method")
     lama = found.loc["AntifakePrompt + LaMa", ["all", "held-out", "fakes only"]]
     assert list(lama) == pytest.approx([92.60, 95.01, 93.55], abs=0.01)
-    assert list(found.loc[published.ALWAYS_FAKE]) == [87.5, 87.5, 100, 50]
+    assert list(found.loc[published.ALWAYS_FAKE])[:4] == [87.5, 87.5, 100, 50]
     assert found["all"].idxmax() != found["balanced"].idxmax()
 
 
