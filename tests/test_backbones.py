@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import picture
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
+
+from afp.backbones import BackboneError, load_backbone
+
+
+def write_tower(folder: Path, seed: int = 0, size: int = 32) -> str:
+    """A small CLIP image tower as the hub has them; returns its folder."""
+    torch.manual_seed(seed)
+    config = CLIPVisionConfig(
+        hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
+        image_size=size, patch_size=8, projection_dim=12,
+    )  # fmt: skip
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory) -> str:
+    return write_tower(tmp_path_factory.mktemp("tower"))
+
+
+def outputs(backbone, images=(0, 1)):
+    pixels = backbone.preprocess([picture(i) for i in images])
+    names = ("embedding", "cls", *(f"tokens:{k}" for k in range(backbone.n_blocks + 1)))
+    return pixels, backbone.extract(pixels, names)
+
+
+@pytest.mark.parametrize("name", ["demo-clip", "small"])
+def test_outputs_are_those_of_the_model(name, tower, demo_manifest):
+    backbone = load_backbone(tower if name == "small" else name, dtype="float32")
+    pixels, found = outputs(backbone)
+    n, d = backbone.n_blocks, backbone.width
+    assert found["embedding"].shape == (2, backbone.embedding_dim)
+    assert found["cls"].shape == (2, n + 1, d)
+    for k in range(n + 1):
+        assert found[f"tokens:{k}"].shape[::2] == (2, d)
+        assert torch.equal(found[f"tokens:{k}"][:, 0], found["cls"][:, k])
+    with torch.inference_mode():
+        model = backbone.model
+        if hasattr(model, "get_image_features"):
+            expected = model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+        else:
+            expected = model(pixel_values=pixels).image_embeds
+        last = model.visual_projection(model.vision_model.post_layernorm(found["cls"][:, -1]))
+    torch.testing.assert_close(found["embedding"], expected)
+    torch.testing.assert_close(found["embedding"], last)
+
+
+def test_the_demo_tower_is_clip_vit_b_16(demo_manifest):
+    backbone = load_backbone("demo-clip")
+    assert (backbone.width, backbone.n_blocks, backbone.embedding_dim) == (768, 12, 512)
+    assert backbone.preprocess([picture(0)]).shape == (1, 3, 224, 224)
+    assert not backbone.model.training and not any(p.requires_grad for p in backbone.model.parameters())
+
+
+def test_a_backbone_is_loaded_once_a_process(tower):
+    assert load_backbone(tower) is load_backbone(tower)
+    assert load_backbone(tower, dtype="float32") is load_backbone(tower, dtype=torch.float32)
+
+
+def test_the_fingerprint_tells_weights_dtype_and_preprocessing_apart(tower, tmp_path):
+    other = write_tower(tmp_path / "other", seed=1)
+    resized = write_tower(tmp_path / "resized")
+    CLIPImageProcessorPil(
+        size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(resized)
+    same = write_tower(tmp_path / "same")
+    fingerprints = [load_backbone(f, dtype="float32").fingerprint for f in (tower, other, resized)]
+    fingerprints.append(load_backbone(tower, dtype="bfloat16").fingerprint)
+    assert len(set(fingerprints)) == 4
+    assert load_backbone(same, dtype="float32").fingerprint == fingerprints[0]
+
+
+@pytest.mark.parametrize("output", ["pooled", "tokens", "tokens:", "tokens:4", "tokens:-1", "tokens:x", ""])
+def test_an_unknown_output_is_refused_by_name(tower, output):
+    backbone = load_backbone(tower)
+    with pytest.raises(ValueError, match=f"feature output '{output}'.*K from 0 to 3"):
+        backbone.extract(backbone.preprocess([picture(0)]), (output,))
+
+
+def test_what_is_no_clip_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(BackboneError, match=r"no/such-model.*expected a hub name"):
+        load_backbone("no/such-model")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BackboneError, match="empty"):
+        load_backbone(str(tmp_path / "empty"))
+    bert = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    BertModel(bert).save_pretrained(tmp_path / "bert")
+    with pytest.raises(BackboneError, match=r"a bert model, expected clip"):
+        load_backbone(str(tmp_path / "bert"))
+    write_tower(tmp_path / "pickle")
+    (tmp_path / "pickle" / "model.safetensors").rename(tmp_path / "pickle" / "pytorch_model.bin")
+    with pytest.raises(BackboneError, match="pickle"):
+        load_backbone(str(tmp_path / "pickle"))
+
+
+@pytest.mark.parametrize("dtype", ["float33", "Tensor", 32])
+def test_a_wrong_dtype_is_refused_by_name(tower, dtype):
+    with pytest.raises(BackboneError, match=r"dtype: .*, expected auto, float32"):
+        load_backbone(tower, dtype=dtype)

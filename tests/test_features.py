@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import picture
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from test_backbones import write_tower
+
+from afp import features
+from afp.backbones import load_backbone
+from afp.features import extract
+from afp.images import ImageError, Normalisation, UnreadableImages
+from afp.manifest import from_files
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return load_backbone(write_tower(tmp_path_factory.mktemp("tower")), dtype="float32")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache; weights stay where they are."""
+    monkeypatch.setattr(features, "cache_dir", lambda: tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def frame(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(20):
+        picture(i).save(tmp_path / "images" / f"{i:02}.png")
+    return from_files(sorted((tmp_path / "images").iterdir()))
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """How often the tower ran."""
+    count = []
+    original = features.Backbone.extract
+    monkeypatch.setattr(
+        features.Backbone, "extract", lambda self, *args: count.append(1) or original(self, *args)
+    )
+    return count
+
+
+def files_in(cache: Path) -> list[Path]:
+    return sorted(f for f in cache.rglob("*") if f.is_file())
+
+
+@pytest.mark.parametrize("output", ["embedding", "cls", "tokens:2"])
+def test_cached_features_are_those_computed(frame, backbone, cache, passes, output):
+    first = extract(frame, backbone, output, progress=False)
+    assert len(passes) == 2 and len(files_in(cache)) == 20
+    again = extract(frame, backbone, output, progress=False)
+    assert len(passes) == 2 and first.dtype == again.dtype == np.float32
+    assert np.array_equal(first, again)
+    images = features.prepare_all(frame, Normalisation())
+    direct = backbone.extract(backbone.preprocess(images), (output,))[output].numpy()
+    np.testing.assert_allclose(first, direct, rtol=2e-3, atol=2e-3)
+
+
+def test_embedding_and_class_tokens_come_from_one_pass(frame, backbone, passes):
+    extract(frame, backbone, "embedding", progress=False)
+    extract(frame, backbone, "cls", progress=False)
+    assert len(passes) == 2
+
+
+@pytest.mark.parametrize("name", ["small", "demo-clip"])
+def test_features_depend_on_neither_order_nor_batch(name, frame, backbone, monkeypatch, tmp_path, demo_manifest):
+    frame = frame if name == "small" else frame[:4]
+    tower = backbone if name == "small" else load_backbone(name)
+    whole = extract(frame, tower, "cls", progress=False)
+    rng = np.random.default_rng(0)
+    orders = [rng.permutation(len(frame))[:3], rng.permutation(len(frame)), [1]]
+    for trial, order in enumerate(orders[: 3 if name == "small" else 1]):  # the demo's tower takes seconds
+        monkeypatch.setattr(features, "cache_dir", lambda trial=trial: tmp_path / str(trial))
+        assert np.array_equal(extract(frame.iloc[order], tower, "cls", progress=False), whole[order])
+
+
+def test_a_repeated_image_is_extracted_once(frame, backbone, cache, passes):
+    twice = frame.iloc[[0, 1, 0, 0]]
+    values = extract(twice, backbone, "embedding", progress=False)
+    assert len(files_in(cache)) == 2 and np.array_equal(values[0], values[2])
+
+
+def stored(file: Path) -> tuple[dict, dict]:
+    with safe_open(file, "numpy") as opened:
+        return opened.metadata(), {k: opened.get_tensor(k).tolist() for k in opened.keys()}  # noqa: SIM118
+
+
+def truncate(file: Path, other: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def empty(file: Path, other: Path) -> None:
+    file.write_bytes(b"")
+
+
+def garbage(file: Path, other: Path) -> None:
+    file.write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00not json and more of it")
+
+
+def foreign(file: Path, other: Path) -> None:
+    file.write_bytes(other.read_bytes())
+
+
+def unlabelled(file: Path, other: Path) -> None:
+    save_file(load_file(file), file)
+
+
+def incomplete(file: Path, other: Path) -> None:
+    save_file({"cls": np.zeros((4, 24), np.float16)}, file, stored(file)[0])
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, garbage, foreign, unlabelled, incomplete])
+def test_a_damaged_cache_is_found_and_rebuilt(frame, backbone, cache, damage):
+    whole = extract(frame, backbone, "embedding", progress=False)
+    damaged, other = files_in(cache)[:2]
+    before = stored(damaged)
+    damage(damaged, other)
+    assert np.array_equal(extract(frame, backbone, "embedding", progress=False), whole)
+    assert stored(damaged) == before and len(files_in(cache)) == 20
+
+
+def test_what_a_feature_depends_on_has_its_own_key(frame, backbone, cache, tmp_path):
+    other = load_backbone(write_tower(tmp_path / "other", seed=1), dtype="float32")
+    plain = extract(frame, backbone, "embedding", progress=False)
+    variants = [
+        (backbone, {"normalisation": Normalisation(quality=50)}),
+        (backbone, {"normalisation": Normalisation(codec="png")}),
+        (backbone, {"normalisation": Normalisation(size=128)}),
+        (backbone, {"perturbation": "blur:1"}),
+        (backbone, {"perturbation": "blur:2"}),
+        (other, {}),
+    ]
+    seen = [plain]
+    for tower, options in variants:
+        values = extract(frame, tower, "embedding", progress=False, **options)
+        assert all(not np.allclose(values, before, atol=1e-3) for before in seen), options
+        seen.append(values)
+    assert len(list((cache / "features").iterdir())) == len(seen)
+    # two spellings of one setting are one
+    extract(frame, backbone, "embedding", perturbation="blur:1.0", progress=False)
+    assert len(list((cache / "features").iterdir())) == len(seen)
+
+
+def test_a_changed_file_is_refused(frame, backbone):
+    picture(99).save(frame["file"][3])
+    with pytest.raises(UnreadableImages) as error:
+        extract(frame, backbone, "embedding", progress=False)
+    assert list(error.value.errors) == [frame["file"][3]]
+    assert "changed" in error.value.errors[frame["file"][3]]
+
+
+def test_every_bad_file_is_named_after_the_good_ones_are_cached(frame, backbone, cache):
+    bad = [frame["file"][i] for i in (0, 7, 19)]
+    for file in bad:
+        Path(file).write_bytes(Path(file).read_bytes()[:100])
+    fresh = from_files(frame["file"])
+    with pytest.raises(UnreadableImages) as error:
+        extract(fresh, backbone, "embedding", progress=False)
+    assert sorted(error.value.errors) == bad
+    assert all(file in message for file, message in error.value.errors.items())
+    assert len(files_in(cache)) == 17
+
+
+def test_rows_without_a_hash_are_extracted_and_not_cached(frame, backbone, cache):
+    whole = extract(frame, backbone, "embedding", progress=False)
+    before = files_in(cache)
+    assert np.array_equal(extract(frame.assign(sha256=""), backbone, "embedding", progress=False), whole)
+    assert files_in(cache) == before
+
+
+def test_prepare_normalises_then_perturbs(frame):
+    file, digest = frame["file"][0], frame["sha256"][0]
+    plain = features.prepare(file, digest, Normalisation(size=64))
+    noisy = features.prepare(file, digest, Normalisation(size=64), "noise:4")
+    assert plain.size == (64, 64) and noisy.tobytes() != plain.tobytes()
+    assert noisy.tobytes() == features.prepare(file, digest, Normalisation(size=64), "noise:4").tobytes()
+    with pytest.raises(ImageError, match="changed"):
+        features.prepare(file, frame["sha256"][1], Normalisation())
+
+
+def test_requests_that_make_no_sense_are_refused(frame, backbone):
+    with pytest.raises(ValueError, match="feature output 'pooled'"):
+        extract(frame, backbone, "pooled")
+    with pytest.raises(ValueError, match="wobble"):
+        extract(frame, backbone, "cls", perturbation="wobble:3")
+    with pytest.raises(ValueError, match="no row"):
+        extract(frame[:0], backbone, "cls", progress=False)
