@@ -84,6 +84,8 @@ def fit_run(
     detector.fit(train, validation, progress=progress)
     seconds = round(time.perf_counter() - started, 2)
     detector.save(folder)
+    table = _unscored(detector, validation, folder.name, fold, "none")
+    table.assign(score=detector.validation_scores_).to_csv(folder / "validation.csv", index=False)
     content = {"identity": key, "fold": fold, "without": list(without), "fit_seconds": seconds}
     content |= {"n_train": len(train), "n_validation": len(validation)} | environment()
     stamp.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -121,14 +123,21 @@ def score_frame(
     Returns:
         DataFrame with `SCORE_COLUMNS`, in the frame's order.
     """
-    table = frame.reindex(columns=[c for c in SCORE_COLUMNS if c in frame.columns]).reset_index(drop=True)
-    table = table.assign(perturbation=perturbation, detector=detector.name, run=run, fold=fold)
-    seen = table["generator"].isin(detector.generators_).astype(int) if "generator" in table else None
-    table = table.assign(seen=seen, threshold=detector.threshold_, error="")
+    table = _unscored(detector, frame, run, fold, perturbation)
     scores, errors = _score_readable(detector, frame.reset_index(drop=True), perturbation, progress)
     table["score"] = scores
     for i, message in errors.items():
         table.loc[i, "error"] = message
+    return table
+
+
+def _unscored(
+    detector: Detector, frame: pd.DataFrame, run: str, fold: int | None, perturbation: str
+) -> pd.DataFrame:
+    table = frame.reindex(columns=[c for c in SCORE_COLUMNS if c in frame.columns]).reset_index(drop=True)
+    table = table.assign(perturbation=perturbation, detector=detector.name, run=run, fold=fold)
+    seen = table["generator"].isin(detector.generators_).astype(int) if "generator" in table else None
+    table = table.assign(seen=seen, threshold=detector.threshold_, error="")
     return table.reindex(columns=SCORE_COLUMNS)
 
 

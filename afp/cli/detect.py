@@ -10,7 +10,7 @@ import pandas as pd
 import typer
 
 from ..detectors import NAMES
-from .screen import pair, print_metrics
+from .screen import pair, print_answers, print_metrics
 
 RunOption = Annotated[Path | None, typer.Option(help="Run folder; default: the demo's linear probe.")]
 
@@ -64,9 +64,10 @@ def score(
     perturbation: Annotated[
         str, typer.Option(help="Such as jpeg:75, blur:1 or rescale:0.5+jpeg:75.")
     ] = "none",
+    html: Annotated[Path | None, typer.Option(help="Page with thumbnails and explanations to write.")] = None,
 ) -> None:
     """Score images with a run: P(fake), a row each. Exit 1 if any could not be read."""
-    from .. import perturbations, runs
+    from .. import perturbations, report, runs
 
     perturbation = perturbations.check(perturbation)
     folder = _run(run)
@@ -76,15 +77,14 @@ def score(
     good = table[table["error"] == ""]
     fakes = good["score"] >= good["threshold"]
     if len(table) <= 20:
-        for row, fake in zip(good.itertuples(), fakes, strict=True):
-            typer.echo(
-                f"{'FAKE' if fake else 'real'}  P(fake) {row.score:.3f} (threshold {row.threshold:.3f})  {row.path}"
-            )
+        print_answers(good, frame, report.Standing.of(folder))
     for message in failed["error"].head(20):
         typer.secho(f"error  {message}", fg="red", err=True)
     typer.echo(
         f"{len(good)} scored ({int(fakes.sum())} called fake), {len(failed)} failed, {skipped} skipped: {out}"
     )
+    if html:
+        typer.echo(f"report: {report.write_html(table, frame, folder, html)}")
     if len(failed):
         raise typer.Exit(1)
 

@@ -41,7 +41,12 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
         raise ValueError(f"--out: {out}, expected a name ending in .csv or .json")
     results = metrics.evaluate(table)
     parts = list(results.groupby(["detector", "perturbation"], sort=False))
-    if markdown:
+    if results["perturbation"].nunique() > 1:
+        from ..robustness import robustness_table
+
+        wide = robustness_table(results)
+        typer.echo(to_markdown(wide)) if markdown else print_frame(wide, title="mean over held-out generators")
+    elif markdown:
         typer.echo(to_markdown(comparison_table(results) if len(parts) > 1 else held_out_table(results)))
     else:
         for (detector, perturbation), part in parts:
@@ -61,6 +66,22 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
     else:
         results.to_json(out, orient="records", indent=1)
     typer.echo(f"metrics: {out}")
+
+
+def print_answers(table: pd.DataFrame, frame: pd.DataFrame, standing) -> None:
+    """A few scored images (all readable): verdict, what speaks against it, and what the run is worth."""
+    from ..cautions import cautions
+    from ..report import with_files
+
+    for row, file in with_files(table, frame):
+        typer.echo(
+            f"{standing.verdict(row.score)}  P(fake) {row.score:.3f} (threshold {row.threshold:.3f})  {row.path}"
+        )
+        typer.echo(f"      {standing.among(row.score)}")
+        for text in cautions(file, standing.normalisation):
+            typer.secho(f"      caution, {text}", fg="yellow")
+    if len(table):
+        typer.echo("\n".join(standing.about()))
 
 
 def print_frame(frame, title: str | None = None) -> None:

@@ -25,7 +25,8 @@ class Detector(ABC):
     """A detector of AI-generated images.
 
     Subclasses are dataclasses: their fields are the config, checked in ``__post_init__``, which does nothing else.
-    What is learned ends in an underscore: ``threshold_`` (chosen on validation), ``generators_`` (trained on).
+    What is learned ends in an underscore: ``threshold_`` (chosen on validation), ``generators_`` (trained on);
+    ``validation_scores_`` is there after a fit, not after a load.
 
     Notebook: 04_evaluate_held_out
     """
@@ -46,8 +47,8 @@ class Detector(ABC):
                 raise DetectorError(f"{part}: labels {found} in {len(frame)} images, expected both 0 and 1")
         self._fit(train, validation, progress)
         self.generators_ = held_in_generators(train.assign(split="train"))
-        scores = self._score(validation, "none", progress)
-        self.threshold_ = choose_threshold(validation["label"].to_numpy(), scores)
+        self.validation_scores_ = self._score(validation, "none", progress)
+        self.threshold_ = choose_threshold(validation["label"].to_numpy(), self.validation_scores_)
         return self
 
     def score(self, frame: pd.DataFrame, perturbation: str = "none", progress: bool = False) -> np.ndarray:

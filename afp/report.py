@@ -1,0 +1,155 @@
+"""What a score means: against the run's validation images, in words and as a page of its own."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw
+from tqdm.auto import tqdm
+
+from .cautions import cautions
+from .detectors import read_config
+from .images import ImageError, Normalisation, open_image
+from .metrics import compute
+from .runs import read_scores
+
+THUMBNAIL = 240  # pixels, the longer side
+MOST_THUMBNAILS = 1000  # about 10 MB of page
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a score stands among the scores that a run gave to its validation images.
+
+    Args:
+        detector: name.
+        generators: trained on.
+        threshold: chosen on validation.
+        normalisation: what every image went through.
+        real, fake: P(fake) of the real and of the fake validation images; both empty where the run kept none.
+
+    Notebook: 00_start_here
+    """
+
+    detector: str
+    generators: list[str]
+    threshold: float
+    normalisation: Normalisation
+    real: np.ndarray
+    fake: np.ndarray
+
+    @classmethod
+    def of(cls, folder: str | Path) -> Standing:
+        """Of a run folder. Raises DetectorError if it holds no run."""
+        config, table = read_config(folder), Path(folder) / "validation.csv"
+        scores = read_scores(table) if table.is_file() else pd.DataFrame({"label": [], "score": []})
+        real, fake = (scores.loc[scores["label"] == k, "score"].to_numpy(float) for k in (0, 1))
+        normalisation = Normalisation(**config["config"]["normalisation"])
+        return cls(config["detector"], config["generators"], config["threshold"], normalisation, real, fake)
+
+    def verdict(self, score: float) -> str:
+        return "FAKE" if score >= self.threshold else "real"
+
+    def among(self, score: float) -> str:
+        """One score: how many validation images of either class lie beyond it."""
+        if not len(self.real):
+            return "this run kept no validation scores to compare with; fit it again"
+        above, below = int((self.real >= score).sum()), int((self.fake <= score).sum())
+        return (
+            f"in validation {above} of {len(self.real)} real images scored this high or higher, "
+            f"{below} of {len(self.fake)} fakes this low or lower"
+        )
+
+    def about(self) -> list[str]:
+        """The run: what it was trained on, what its threshold and its probabilities are worth."""
+        seen = ", ".join(self.generators) or "generators that it does not name"
+        lines = [
+            f"{self.detector} was fitted on real images and fakes by {seen} alone. Fakes by any other generator "
+            'were held out: expect more of them to be called real. "real" means "nothing found".'
+        ]
+        if not len(self.real):
+            return [*lines, f"Threshold {self.threshold:.3f}; the run kept no validation scores."]
+        alarms, missed = int((self.real >= self.threshold).sum()), int((self.fake < self.threshold).sum())
+        labels = np.repeat([0, 1], [len(self.real), len(self.fake)])
+        error = compute(labels, np.concatenate([self.real, self.fake]))["ece"]
+        return [
+            *lines,
+            f"Threshold {self.threshold:.3f}, chosen on validation, where it calls {alarms} of {len(self.real)} "
+            f"real images fake and misses {missed} of {len(self.fake)} fakes.",
+            f"Calibration: on those {len(labels)} images, {labels.mean():.0%} of them fake, P(fake) is off by "
+            f"{error:.2f} on average (ECE). For other kinds of images or another share of fakes it is a rank, "
+            "not a frequency.",
+        ]
+
+
+def write_html(table: pd.DataFrame, frame: pd.DataFrame, folder: str | Path, out: str | Path) -> Path:
+    """A scores table as one page that needs no other file and no network; it opens sorted by score.
+
+    Args:
+        table: rows with `afp.runs.SCORE_COLUMNS`, all of one run.
+        frame: has the ``file`` of every ``path`` and ``sha256`` in the table.
+        folder: the run.
+        out: the page to write.
+    Raises:
+        DetectorError: ``folder`` holds no run.
+
+    Notebook: 00_start_here
+    """
+    standing, out = Standing.of(folder), Path(out)
+    table = table.sort_values("score", ascending=False, na_position="last", kind="stable")
+    failed = int((table["error"] != "").sum())
+    fakes = int((table["score"] >= table["threshold"]).sum())
+    counts = f"{len(table) - failed} images scored, {fakes} called fake, {failed} failed."
+    about = [*standing.about(), f"Run: {Path(folder).resolve().name}."]
+    if len(table) > MOST_THUMBNAILS:
+        about.append(f"Pictures are shown for the {MOST_THUMBNAILS} highest scores.")
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("afp"), autoescape=True)
+    rows = tqdm(_rows(table, frame, standing), total=len(table), desc="report")
+    page = environment.get_template("report.html").render(
+        title="Real or fake?", counts=counts, about=about, rows=rows
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def with_files(table: pd.DataFrame, frame: pd.DataFrame) -> Iterator[tuple]:
+    """Every row of a scores table with its file: a table holds names, not where they are."""
+    files = dict(zip(zip(frame["path"], frame["sha256"], strict=True), frame["file"], strict=True))
+    for row in table.itertuples():
+        yield row, files[row.path, row.sha256]
+
+
+def _rows(table: pd.DataFrame, frame: pd.DataFrame, standing: Standing) -> Iterator[dict]:
+    for i, (row, file) in enumerate(with_files(table, frame)):
+        content = {"path": row.path, "error": row.error, "notes": [], "thumbnail": ""}
+        if not row.error:
+            content |= {"verdict": standing.verdict(row.score), "standing": standing.among(row.score)}
+            content |= {"score": row.score, "threshold": row.threshold}
+            try:
+                content["notes"] = cautions(file, standing.normalisation)
+                content["thumbnail"] = thumbnail(open_image(file)) if i < MOST_THUMBNAILS else ""
+            except ImageError as error:  # it could be read when it was scored
+                content["notes"] = [str(error)]
+        yield content
+
+
+def thumbnail(image: Image.Image) -> str:
+    """A small JPEG as a data URI, the central square framed where the picture is not one."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    side = min(small.size)
+    if side < 0.95 * max(small.size):
+        left, top = (small.width - side) // 2, (small.height - side) // 2
+        square = (left, top, left + side - 1, top + side - 1)
+        ImageDraw.Draw(small).rectangle(square, outline="#ff9900", width=2)
+    buffer = io.BytesIO()
+    small.save(buffer, "jpeg", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
