@@ -212,7 +212,9 @@ def _completed(out: Path, detector: str, run: str) -> dict[tuple[str, str, str],
     if header != SCORE_COLUMNS[: len(header)] or (rows and header != SCORE_COLUMNS):
         raise DetectorError(f"{out}: not a scores table (its columns: {header[:4]}…); give another --out")
     at = SCORE_COLUMNS.index
-    complete_end = out.read_bytes().endswith(b"\n")
+    content = out.read_bytes()
+    # A line end within open quotes belongs to a file's name, and not to the end of a row.
+    complete_end = content.endswith(b"\n") and content.count(b'"') % 2 == 0
     rows = rows if complete_end else rows[:-1]
     rows = [r for r in rows if len(r) == len(SCORE_COLUMNS)]
     for row in rows:
@@ -227,7 +229,9 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     """A scores table from CSV. Raises DetectorError naming the file if it cannot be read as one."""
     text = {c: str for c in SCORE_COLUMNS if c not in ("label", "fold", "seen", "threshold", "score")}
     try:
-        table = pd.read_csv(path, dtype=text, float_precision="round_trip")
+        # "NA" and "null" are names of files and generators here; only a number can be missing.
+        empty = {c: [""] for c in SCORE_COLUMNS if c not in text}
+        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
     except FileNotFoundError:
         raise DetectorError(f"{path}: no such scores table; make one with `afp score`") from None
     except (OSError, ValueError) as error:

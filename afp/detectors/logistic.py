@@ -35,7 +35,9 @@ class Logistic:
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """P(fake) of (n, d) features: (n,)."""
-        return expit((x.astype(np.float64) - self.mean) / self.scale @ self.coef + self.intercept[0])
+        z = (x.astype(np.float64) - self.mean) / self.scale * self.coef
+        # Not `@`: its last digits depend on how many rows there are, and a score must not depend on its batch.
+        return expit(np.ascontiguousarray(z).sum(1) + self.intercept[0])
 
     @property
     def size(self) -> int:
