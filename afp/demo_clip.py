@@ -2,7 +2,8 @@
 
 The ONNX file stores every linear layer as int8 with a zero point and a scale per output column. We turn it back
 into floating point, so that the tower can be differentiated through and its middle blocks can be read; the
-network is OpenAI's up to the rounding of its weights (see ``tests/test_demo_clip.py`` for the agreement). Its text side is a stand-in: see `afp.demo_text`.
+network is OpenAI's up to the rounding of its weights (see ``tests/test_demo_clip.py`` for the agreement). Its text
+side is a stand-in: see `afp.demo_text`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Make ``data/demo-text.safetensors``, the trained matrix of `afp.demo_text`, from captioned pictures.
 
-Unpack the Debian packages that ``data/demo-text-captions.csv`` names into a folder (``apt-get download``, ``dpkg -x``),
-then run ``python -m afp.demo_text_fit FOLDER`` (6 minutes on a core).
+Unpack the Debian packages that ``data/demo-text-captions.csv`` names into a folder (``apt-get download``,
+``dpkg -x``), then run ``python -m afp.demo_text_fit FOLDER`` (6 minutes on a core).
 """
 
 from __future__ import annotations
@@ -59,10 +59,12 @@ def captioned(folder: Path, backbone: Backbone, progress: bool = True) -> tuple[
     """
     rows, embeddings = [], []
     table = pd.read_csv(CAPTIONS)
-    for i, picture in enumerate(tqdm(table.itertuples(), total=len(table), desc="pictures", disable=not progress)):
+    for i, picture in enumerate(
+        tqdm(table.itertuples(), total=len(table), desc="pictures", disable=not progress)
+    ):
         with Image.open(folder / picture.file) as opened:
             whole = ImageOps.fit(opened.convert("RGB"), (480, 320), Image.Resampling.LANCZOS)
-        tiles = [whole.crop(box).resize((256, 256)) for box in ((0, 0, 320, 320), (80, 0, 400, 320), (160, 0, 480, 320))]
+        tiles = [whole.crop((left, 0, left + 320, 320)).resize((256, 256)) for left in (0, 80, 160)]
         for template, change in CHANGES.items():
             pixels = backbone.preprocess([change(tile) for tile in tiles])
             embeddings.append(backbone.extract(pixels, ("embedding",))["embedding"])
@@ -76,7 +78,9 @@ def captioned(folder: Path, backbone: Backbone, progress: bool = True) -> tuple[
 def pooled(texts: list[str], tower: BertModel, tokenizer: BertTokenizerFast) -> torch.Tensor:
     """MiniLM's pooled output: (n, 384)."""
     parts = [texts[i : i + 64] for i in range(0, len(texts), 64)]
-    return torch.cat([tower(**tokenizer(p, padding=True, return_tensors="pt")).pooler_output for p in parts]).clone()
+    return torch.cat(
+        [tower(**tokenizer(p, padding=True, return_tensors="pt")).pooler_output for p in parts]
+    ).clone()
 
 
 def fit(images: torch.Tensor, rows: pd.DataFrame, texts: torch.Tensor) -> nn.Linear:

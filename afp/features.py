@@ -17,6 +17,7 @@ from . import perturbations
 from .backbones import Backbone
 from .images import ImageError, Normalisation, UnreadableImages, open_image, sha256
 from .paths import cache_dir
+from .views import random_view
 
 BATCH = 16
 POOLED = ("embedding", "cls")  # small, and both come out of one pass: cached together
@@ -56,6 +57,7 @@ def extract(
     *,
     normalisation: Normalisation | None = None,
     perturbation: str = "none",
+    view: int = 0,
     progress: bool = True,
 ) -> np.ndarray:
     """Features of all rows, in the rows' order.
@@ -64,6 +66,7 @@ def extract(
         frame: needs ``file`` and ``sha256``.
         output: ``embedding``, ``cls`` or ``tokens:K`` (see `Backbone.extract`).
         perturbation: applied after normalisation, before the backbone's preprocessing.
+        view: 0 is the image; 1, 2, … are random crops of it, each cached like an image (see `afp.views`).
     Returns:
         float32, (n, ...); float16 precision, as cached.
     Raises:
@@ -76,7 +79,7 @@ def extract(
     outputs = POOLED if output in POOLED else (output,)
     if output not in POOLED:
         backbone.check_output(output)
-    store = _Store(backbone, outputs, normalisation, perturbation)
+    store = _Store(backbone, outputs, normalisation, perturbation, view)
     values: list[np.ndarray | None] = [store.read(digest, output) for digest in frame["sha256"]]
     todo: dict[str, list[int]] = {}  # an image that stands twice is extracted once
     for i, digest in enumerate(frame["sha256"]):
@@ -92,7 +95,10 @@ def extract(
         for rows in groups[start : start + BATCH]:
             row = frame.iloc[rows[0]]
             try:
-                images.append(prepare(row["file"], row["sha256"], normalisation, perturbation))
+                image = prepare(row["file"], row["sha256"], normalisation, perturbation)
+                if view:
+                    image = random_view(image, backbone.vision_config.image_size, f"{row['sha256']}:{view}")
+                images.append(image)
                 batch.append(rows)
             except ImageError as error:
                 errors |= {frame.iloc[i]["file"]: str(error) for i in rows}
@@ -118,8 +124,11 @@ def extract(
 class _Store:
     """One safetensors file an image, under a folder named by everything that the feature depends on."""
 
-    def __init__(self, backbone: Backbone, outputs: tuple, normalisation: Normalisation, perturbation: str):
+    def __init__(
+        self, backbone: Backbone, outputs: tuple, normalisation: Normalisation, perturbation: str, view: int = 0
+    ):
         parts = (backbone.fingerprint, "+".join(outputs), normalisation.key, perturbation)
+        parts += (f"view{view}",) * bool(view)
         self.key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
         self.folder = cache_dir() / "features" / self.key
 

@@ -8,6 +8,10 @@ from pathlib import Path
 from .base import Detector, DetectorError, read_config
 
 _CLASSES = {
+    "clip-zero-shot": "clip_zero_shot.ClipZeroShot",
+    "clip-prompt": "clip_prompt.ClipPrompt",
+    "clip-adapter": "clip_adapter.ClipAdapter",
+    "clip-finetune": "clip_finetune.ClipFinetune",
     "linear-probe": "linear_probe.LinearProbe",
     "metadata": "metadata.Metadata",
     "spectrum": "spectrum.Spectrum",

@@ -10,11 +10,13 @@ from zlib import crc32
 
 import numpy as np
 import pandas as pd
+import torch
 
 from ..backbones import load_backbone
 from ..features import extract
 from ..perturbations import check
 from .base import Detector, DetectorError
+from .clip import Views, fit_head, paper_recipe
 from .logistic import C_GRID, Logistic, choose
 
 
@@ -32,6 +34,9 @@ class LinearProbe(Detector):
         c: inverse regularisation strengths to choose from.
         augment: perturbations. Each training and validation image is then used twice: as it is, and under one of
             these, drawn by its hash. The threshold is chosen on clean images all the same.
+        recipe: ``logistic``, scikit-learn's; ``paper``, CLIPping the Deception's: a linear layer with an output a
+            class on the image embedding, SGD 3e-3, two epochs, drawn from ``n_views`` random crops of an image.
+        seed: of the paper's recipe.
 
     Notebook: 04_evaluate_held_out
     """
@@ -41,6 +46,9 @@ class LinearProbe(Detector):
     block: str = "auto"
     c: tuple[float, ...] = C_GRID
     augment: tuple[str, ...] = ()
+    recipe: str = "logistic"
+    n_views: int = 2
+    seed: int = 17
 
     def __post_init__(self) -> None:
         self.block = str(self.block)
@@ -56,20 +64,30 @@ class LinearProbe(Detector):
         self.augment = tuple(dict.fromkeys(check(spec) for spec in self.augment))
         if "none" in self.augment:
             raise DetectorError("linear-probe: augment holds 'none', expected perturbations that change images")
+        if self.recipe not in ("logistic", "paper"):
+            raise DetectorError(f"linear-probe: recipe is {self.recipe!r}, expected logistic or paper")
+        if self.recipe == "paper" and (self.block not in ("auto", "embedding") or self.augment):
+            raise DetectorError(
+                f"linear-probe: block is {self.block!r}, augment {self.augment}: the paper's recipe reads the"
+                " embedding of random crops"
+            )
 
     @property
     def n_trainable(self) -> int:
-        """Width of the features + 1."""
+        """Width of the features + 1; the paper's layer has one such output a class."""
+        if self.recipe == "paper":
+            return 2 * (load_backbone(self.backbone).embedding_dim + 1)
         return self.model_.size
 
-    def _features(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        output = "embedding" if self.block == "embedding" else "cls"
+    def _features(self, frame: pd.DataFrame, perturbation: str, progress: bool, view: int = 0) -> np.ndarray:
+        output = "embedding" if self.block == "embedding" or self.recipe == "paper" else "cls"
         return extract(
             frame,
             load_backbone(self.backbone),
             output,
             normalisation=self.normalisation,
             perturbation=perturbation,
+            view=view,
             progress=progress,
         )
 
@@ -83,7 +101,23 @@ class LinearProbe(Detector):
         x = [self._features(part, spec, progress) for spec, part in parts.items()]
         return np.concatenate(x), np.concatenate([part["label"] for part in parts.values()])
 
+    def _fit_paper(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
+        views = range(1, self.n_views + 1) if self.n_views else [0]
+        x = np.stack([self._features(train, "none", progress, view) for view in views])
+        x_val = self._features(validation, "none", progress)[None]
+        sets = [Views(torch.from_numpy(v), f["label"].to_numpy()) for v, f in ((x, train), (x_val, validation))]
+        torch.manual_seed(self.seed)
+        layer = torch.nn.Linear(x.shape[-1], 2).to(load_backbone(self.backbone).device)
+        self.history_ = fit_head(layer, *sets, paper_recipe(lr=3e-3, seed=self.seed), progress)
+        weight, bias = (p.detach().cpu().double().numpy() for p in (layer.weight, layer.bias))
+        plain = np.zeros(x.shape[-1]), np.ones(x.shape[-1])
+        self.model_ = Logistic(*plain, weight[1] - weight[0], bias[1:] - bias[:1])
+        self.block_ = self.c_ = None
+
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
+        if self.recipe == "paper":
+            self._fit_paper(train, validation, progress)
+            return
         (x, y), (x_val, y_val) = (self._augmented(f, progress) for f in (train, validation))
         if self.block == "embedding":
             self.model_, self.c_, _ = choose((x, y), (x_val, y_val), self.c)

@@ -1,0 +1,146 @@
+"""``clip-prompt``: CoOp. The words around the class word are trained, everything else is frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from .. import soft_prompts
+from ..soft_prompts import SoftPromptError
+from ..training import Recipe
+from .base import DetectorError
+from .clip import ClipDetector, Preset, p_fake, paper_recipe
+from .clip_text import CLASSES, TextSide, check_text
+from .vlm import adapter
+
+POSITIONS = ("front", "middle", "end")
+
+
+@dataclass
+class ClipPrompt(ClipDetector):
+    """M pseudo-words in front of the frozen text tower (Zhou et al., CoOp, 2022; CLIPping the Deception, 2024).
+
+    Args, besides `ClipDetector`'s:
+        n_context: M, the number of pseudo-words.
+        class_position: where ``real`` or ``fake`` stands: ``front`` of the pseudo-words (the paper's), in their
+            ``middle``, or at the ``end``. A full stop ends the text.
+        per_class: a context of its own for each class, 2 M pseudo-words.
+        init: ``random``, N(0, .02), or words; the M rows start from theirs, repeated as often as needed.
+
+    Notebook: 03_adapt_clip
+    """
+
+    name: ClassVar[str] = "clip-prompt"
+    presets: ClassVar = {
+        "demo": Preset(Recipe(lr=3e-3, epochs=30, batch_size=72), 0),
+        "paper": Preset(paper_recipe(), 2),
+    }
+    n_context: int = 16
+    class_position: str = "front"
+    per_class: bool = False
+    init: str = "random"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_context < 1:
+            raise DetectorError(
+                f"clip-prompt: n_context is {self.n_context}, expected at least 1 pseudo-word"
+            )
+        if self.class_position not in POSITIONS:
+            raise DetectorError(
+                f"clip-prompt: class_position is {self.class_position!r}, expected one of {POSITIONS}"
+            )
+
+    def words(self) -> list[str]:
+        """The pseudo-words: M, or the real class's M and then the fake class's."""
+        return soft_prompts.pseudo_words(self.n_context * (2 if self.per_class else 1))
+
+    def texts(self) -> list[str]:
+        """The text of each class, in the order of the labels."""
+        words, m = self.words(), self.n_context
+        contexts = (words[:m], words[m:]) if self.per_class else (words, words)
+        return [
+            place(word, context, self.class_position) for word, context in zip(CLASSES, contexts, strict=True)
+        ]
+
+    @property
+    def n_trainable(self) -> int:
+        """M (or 2 M) times the width of the text tower."""
+        check_text(self.backbone_)
+        return len(self.words()) * self.backbone_.model.text_model.get_input_embeddings().embedding_dim
+
+    def attach(self) -> TextSide:
+        """A copy of the backbone's text side whose pseudo-words, fresh, are all that requires a gradient."""
+        side = TextSide.copy_of(self.backbone_)
+        words = self.words()
+        model = soft_prompts.attach(side.tower, side.tokenizer, words, seed=self.recipe().seed)
+        if self.init != "random":
+            with torch.no_grad():
+                soft_prompts.vectors(model).copy_(self._rows(side, len(words)))
+        side.tower = model
+        side.projection.requires_grad_(False)
+        return side
+
+    def nearest_words(self, n: int = 5) -> pd.DataFrame:
+        """Vocabulary words closest to the learned rows: see `afp.soft_prompts.nearest_words`."""
+        return soft_prompts.nearest_words(self.side_.tower, self.side_.tokenizer, n)
+
+    def _rows(self, side: TextSide, n: int) -> torch.Tensor:
+        ids = side.tokenizer(self.init, add_special_tokens=False).input_ids
+        known = ids and not (side.tokenizer.unk_token_id in ids and side.tokenizer.unk_token not in self.init)
+        if not known:
+            raise DetectorError(
+                f"clip-prompt: init is {self.init!r}, expected random or words of the tokenizer"
+            )
+        weight = side.tower.get_input_embeddings().weight
+        return weight[[ids[i % self.n_context % len(ids)] for i in range(n)]].float()
+
+    def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
+        self.side_ = self.attach()
+        self._fit_head(_Head(self.side_, self.texts(), self._scale()), train, validation, progress)
+        self._settle()
+
+    def _settle(self) -> None:
+        with torch.inference_mode():
+            self.classifier_ = self.side_.encode(self.texts()).cpu().clone()
+
+    def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
+        return p_fake(self._embeddings(frame, perturbation, progress), self.classifier_, self._scale())
+
+    def _save(self, folder: Path) -> None:
+        self.side_.tower.save_pretrained(str(folder / "adapter"))
+
+    def _load(self, folder: Path) -> None:
+        side = TextSide.copy_of(self.backbone_)
+        try:
+            side.tower = soft_prompts.load(
+                side.tower, side.tokenizer, self.words(), adapter(folder / "adapter")
+            )
+        except SoftPromptError as error:
+            raise DetectorError(f"clip-prompt: {error}") from error
+        self.side_ = side.to(self.backbone_.device)
+        self._settle()
+
+
+class _Head(nn.Module):
+    """Features (b, P) -> logits (b, 2), through the text tower."""
+
+    def __init__(self, side: TextSide, texts: list[str], scale: float):
+        super().__init__()
+        self.side, self.texts, self.scale = side, texts, scale
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.scale * normalize(features, dim=-1) @ self.side.encode(self.texts).T
+
+
+def place(word: str, context: list[str], position: str) -> str:
+    """A class word and its context as one text, in CoOp's three orders."""
+    at = {"front": 0, "middle": len(context) // 2, "end": len(context)}[position]
+    return " ".join([*context[:at], word, *context[at:]]) + "."

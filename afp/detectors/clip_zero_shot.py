@@ -1,0 +1,72 @@
+"""``clip-zero-shot``: which of two texts does CLIP find closer to the image?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
+
+from ..training import Recipe
+from .base import DetectorError
+from .clip import ClipDetector, Preset, p_fake
+from .clip_text import CLASSES, TextSide
+
+TEMPLATES = (
+    "a {} photo.",
+    "a photo that is {}.",
+    "this is a {} image.",
+    "a {} picture.",
+    "{}, a photo of something.",
+)
+
+
+@dataclass
+class ClipZeroShot(ClipDetector):
+    """Nothing is trained; a class is the mean embedding of its texts (Radford et al., 2021, section 3.1.4).
+
+    Args, besides `ClipDetector`'s (whose recipe has nothing to do here):
+        templates: texts with one ``{}`` each, where a class word goes.
+        words: what stands for real and for fake.
+
+    Notebook: 03_adapt_clip
+    """
+
+    name: ClassVar[str] = "clip-zero-shot"
+    presets: ClassVar = dict.fromkeys(("demo", "paper"), Preset(Recipe(lr=1.0, epochs=1, batch_size=1), 0))
+    templates: tuple[str, ...] = TEMPLATES
+    words: tuple[str, str] = CLASSES
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.templates, self.words = tuple(self.templates), tuple(self.words)
+        if not self.templates or any(t.count("{}") != 1 for t in self.templates):
+            raise DetectorError(
+                f"{self.name}: templates are {self.templates}, expected texts with one {{}} each"
+            )
+        if len(set(self.words)) != 2:
+            raise DetectorError(f"{self.name}: words are {self.words}, expected two, real's and fake's")
+
+    @property
+    def n_trainable(self) -> int:
+        return 0
+
+    def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
+        side = TextSide.copy_of(self.backbone_)
+        with torch.inference_mode():
+            means = [side.encode([t.format(word) for t in self.templates]).mean(0) for word in self.words]
+            self.classifier_ = normalize(torch.stack(means), dim=-1).cpu().clone()
+
+    def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
+        return p_fake(self._embeddings(frame, perturbation, progress), self.classifier_, self._scale())
+
+    def _save(self, folder: Path) -> None:
+        save_file({"classifier": self.classifier_}, folder / "model.safetensors")
+
+    def _load(self, folder: Path) -> None:
+        self.classifier_ = load_file(folder / "model.safetensors")["classifier"]

@@ -1,0 +1,369 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch.nn.functional import normalize
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    PreTrainedTokenizerFast,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
+
+from afp import backbones, detectors, features, soft_prompts
+from afp.backbones import Backbone, load_backbone
+from afp.detectors import DetectorError, clip_finetune, linear_probe
+from afp.detectors.clip_prompt import POSITIONS, ClipPrompt
+from afp.detectors.clip_text import TextSide
+from afp.images import sha256
+from afp.training import TrainingError
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+VISION = {**SMALL, "image_size": 32, "patch_size": 8, "projection_dim": 12}
+WORDS = [
+    "a",
+    "real",
+    "fake",
+    "photo",
+    ".",
+    ",",
+    "this",
+    "is",
+    "image",
+    "that",
+    "picture",
+    "of",
+    "something",
+    "cat",
+]
+NAMES = ("clip-zero-shot", "clip-prompt", "clip-adapter", "clip-finetune")
+QUICK = {"clip-prompt": {"n_context": 4, "epochs": 2}, "clip-adapter": {"epochs": 2}}
+
+
+def clip_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-pair words as CLIP's: lower case, a start and an end token, padded with the end token."""
+    vocab = {w + "</w>": i for i, w in enumerate(WORDS)} | {"<|startoftext|>": 98, "<|endoftext|>": 99}
+    letters = sorted(set("".join(WORDS)))
+    vocab |= {c: 20 + i for i, c in enumerate(letters)} | {f"{c}</w>": 50 + i for i, c in enumerate(letters)}
+    merges = []
+    for word in WORDS:
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            merges.append((parts[-2], parts[-1]))
+            parts[-2:] = [parts[-2] + parts[-1]]
+            vocab.setdefault(parts[-1], 100 + len(vocab))
+    vocab = {w: i for i, w in enumerate(sorted(vocab, key=lambda w: (w.startswith("<|"), vocab[w])))}
+    tokenizer = Tokenizer(models.BPE(vocab, merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
+    tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
+    start, end = vocab["<|startoftext|>"], vocab["<|endoftext|>"]
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("<|endoftext|>", end), ("<|startoftext|>", start)
+    )
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<|endoftext|>", **special)
+
+
+def small_clip(folder, eos_token_id=None):
+    """A small CLIPModel saved as the hub's are; by default with the end token of OpenAI's configs, 2."""
+    tokenizer = clip_tokenizer()
+    text = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 40, "projection_dim": 12}
+    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": eos_token_id or 2}
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return save_processor(folder)
+
+
+def small_dual(folder):
+    """A small CLIP image tower joined to a small BERT, as `demo-clip` is."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = BertTokenizerFast(vocab={w: i for i, w in enumerate(special + WORDS)})
+    torch.manual_seed(0)
+    image = CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION))
+    text = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=40, **SMALL))
+    config = VisionTextDualEncoderConfig.from_vision_text_configs(
+        image.config, text.config, projection_dim=12
+    )
+    model = VisionTextDualEncoderModel(config, vision_model=image.vision_model, text_model=text)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return save_processor(folder)
+
+
+def save_processor(folder):
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    CLIPImageProcessorPil(**size).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("backbones")
+    return {"clip": small_clip(root / "clip"), "dual": small_dual(root / "dual")}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("AFP_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(backbones, "best_dtype", lambda device: torch.float32)
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    """Noise is fake, gradients are real: 12 training and 8 validation images."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    rows = []
+    for i in range(20):
+        label = i % 2
+        ramp = np.add.outer(np.arange(40), np.arange(40)) * 3 + rng.integers(0, 20)
+        pixels = rng.integers(0, 256, (40, 40, 3)) if label else np.stack([ramp] * 3, -1)
+        file = root / f"{i}.png"
+        Image.fromarray(pixels.astype(np.uint8)).save(file)
+        rows.append((str(file), str(file), label, ("real", "noise")[label], f"s{i}", sha256(file)))
+    frame = pd.DataFrame(rows, columns=["path", "file", "label", "generator", "source", "sha256"])
+    return frame[:12].assign(split="train"), frame[12:].assign(split="validation")
+
+
+@torch.no_grad()
+def by_hand(side: TextSide, word: str, context: torch.Tensor, position: str) -> torch.Tensor:
+    """CoOp's way: start, context and class embeddings joined as vectors, the text tower run on them."""
+    tower, tokenizer = side.tower.get_base_model(), side.tokenizer
+    table = tower.get_input_embeddings()
+    table = getattr(table, "base_layer", table)
+
+    def rows(text: str) -> torch.Tensor:
+        return table.weight[tokenizer(text, add_special_tokens=False).input_ids]
+
+    ids = tokenizer("", add_special_tokens=True).input_ids
+    first, last = table.weight[ids[:1]], table.weight[ids[-1:]]
+    half = len(context) // 2
+    middle = {
+        "front": [rows(word), context],
+        "middle": [context[:half], rows(word), context[half:]],
+        "end": [context, rows(word)],
+    }[position]
+    embedded = torch.cat([first, *middle, rows("."), last])[None]
+    if isinstance(tower, BertModel):
+        pooled = tower(inputs_embeds=embedded).pooler_output
+    else:
+        hidden = tower.embeddings(inputs_embeds=embedded)
+        n = hidden.shape[1]
+        mask = torch.full((n, n), torch.finfo(torch.float32).min).triu(1)[None, None]
+        for layer in tower.encoder.layers:
+            hidden = layer(hidden, attention_mask=mask)
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        pooled = tower.final_layer_norm(hidden)[:, -1]
+    return normalize(side.projection(pooled), dim=-1)[0]
+
+
+@pytest.mark.parametrize("kind", ["clip", "dual"])
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("per_class", [False, True])
+def test_prompts_equal_those_assembled_by_hand(folders, kind, position, per_class):
+    detector = ClipPrompt(backbone=folders[kind], n_context=4, class_position=position, per_class=per_class)
+    side = detector.attach()
+    rows = soft_prompts.vectors(side.tower)
+    with torch.no_grad():
+        rows.copy_(torch.randn(rows.shape, generator=torch.Generator().manual_seed(1)))
+        found = side.encode(detector.texts())
+    contexts = (rows[:4], rows[4:]) if per_class else (rows, rows)
+    for i, word in enumerate(("real", "fake")):
+        assert torch.allclose(found[i], by_hand(side, word, contexts[i].detach(), position), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["clip", "dual"])
+def test_a_folder_is_fitted_saved_and_loaded(folders, frames, tmp_path, name, kind):
+    train, validation = frames
+    backbone = load_backbone(folders[kind])
+    before = {k: v.clone() for k, v in backbone.model.state_dict().items()}
+    words = len(backbone.tokenizer)
+    detector = detectors.create(name, backbone=folders[kind], **QUICK.get(name, {}))
+    detector.fit(train, validation, progress=False)
+    scores = detector.score(validation)
+    assert scores.shape == (8,) and ((scores >= 0) & (scores <= 1)).all()
+    detector.save(tmp_path / "run")
+    again = detectors.load(tmp_path / "run")
+    assert np.array_equal(again.score(validation), scores)
+    assert again.n_trainable == detector.n_trainable
+    after = backbone.model.state_dict()  # shared by every detector of the process
+    assert all(torch.equal(after[k], v) for k, v in before.items()) and len(backbone.tokenizer) == words
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["backbone"] == folders[kind]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "config"), [("clip-prompt", "dual", {"per_class": True}), ("clip-adapter", "clip", {})]
+)
+def test_training_separates_the_classes(folders, frames, name, kind, config):
+    config = config | {"backbone": folders[kind], "epochs": 40, "lr": 0.05}
+    detector = detectors.create(name, **config).fit(*frames, progress=False)
+    train, _ = frames
+    scores = detector.score(train)
+    assert scores[train.label == 1].min() > scores[train.label == 0].max()
+    assert detector.history_.loss.min() < detector.history_.loss.iloc[0]
+
+
+def test_the_paper_s_probe_is_its_linear_layer(folders, frames, tmp_path, monkeypatch):
+    train, validation = frames
+    detector = detectors.create("linear-probe", backbone=folders["clip"], recipe="paper", n_views=1)
+    layers, real = [], linear_probe.fit_head
+    monkeypatch.setattr(linear_probe, "fit_head", lambda layer, *a: layers.append(layer) or real(layer, *a))
+    scores = detector.fit(train, validation, progress=False).score(validation)
+    x = features.extract(validation, load_backbone(folders["clip"]), "embedding", progress=False)
+    with torch.no_grad():
+        expected = layers[0](torch.from_numpy(x)).softmax(-1)[:, 1]
+    assert np.allclose(scores, expected, atol=1e-6) and detector.n_trainable == 2 * 12 + 2
+    assert np.array_equal(detectors.load(detector.save(tmp_path)).score(validation), scores)
+
+
+def test_prompt_adapters_load_with_plain_peft(folders, frames, tmp_path):
+    detector = ClipPrompt(backbone=folders["clip"], n_context=4, epochs=1).fit(*frames, progress=False)
+    detector.save(tmp_path)
+    model, tokenizer = CLIPModel.from_pretrained(folders["clip"]), clip_tokenizer()
+    soft_prompts.add_words(tokenizer, detector.words())
+    model.text_model.resize_token_embeddings(len(tokenizer))
+    model.text_model.eos_token_id = tokenizer.eos_token_id
+    tower = PeftModel.from_pretrained(model.text_model, str(tmp_path / "adapter")).eval()
+    tokens = tokenizer(detector.texts(), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found = normalize(model.text_projection(tower(**tokens).pooler_output), dim=-1)
+    assert torch.allclose(found, detector.classifier_, atol=1e-6)
+
+
+def test_start_from_words(folders):
+    side = ClipPrompt(backbone=folders["clip"], n_context=4, init="a photo of").attach()
+    ids = side.tokenizer("a photo of", add_special_tokens=False).input_ids
+    weight = load_backbone(folders["clip"]).model.text_model.get_input_embeddings().weight
+    assert torch.equal(soft_prompts.vectors(side.tower), weight[[*ids, ids[0]]])
+
+
+@pytest.fixture
+def vit_l14(monkeypatch):
+    """CLIP ViT-L/14's shapes without its weights."""
+    text = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "projection_dim": 768}
+    vision = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    }
+    vision |= {"patch_size": 14, "projection_dim": 768}
+    with torch.device("meta"):
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=768))
+    device = torch.device("meta")
+    backbone = Backbone("vit-l14", model, CLIPImageProcessorPil(), clip_tokenizer(), device, torch.float32)
+    for module in ("clip", "clip_finetune", "linear_probe"):
+        monkeypatch.setattr(f"afp.detectors.{module}.load_backbone", lambda name: backbone)
+    return backbone
+
+
+def test_counts_at_full_size(vit_l14):
+    expected = {
+        "clip-zero-shot": 0,
+        "clip-prompt": 12_288,
+        "clip-adapter": 589_824,
+        "clip-finetune": 427_616_513,
+    }
+    assert {name: detectors.create(name).n_trainable for name in NAMES} == expected
+    assert detectors.create("linear-probe", recipe="paper").n_trainable == 1_538
+    assert detectors.create("clip-prompt", per_class=True).n_trainable == 2 * 12_288
+    assert soft_prompts.count_trainable(detectors.create("clip-prompt").attach()) == 12_288
+
+
+def test_the_paper_s_recipes():
+    for name in ("clip-prompt", "clip-adapter"):
+        recipe = detectors.create(name, preset="paper").recipe()
+        steps = [recipe.lr_at(s, 10) for s in (0, 9, 10, 15, 19)]
+        assert steps[:2] == [1e-5, 1e-5] and steps[2] == 2e-3 and steps[3] == pytest.approx(1e-3)
+        assert (recipe.optimizer, recipe.batch_size, recipe.seed, recipe.weight_decay) == (
+            "sgd",
+            16,
+            17,
+            5e-4,
+        )
+    assert detectors.create("clip-finetune", preset="paper").recipe().lr_at(0, 10) == 1e-5
+
+
+def test_views_are_cached_apart_and_the_same_again(folders, frames):
+    train, _ = frames
+    backbone = load_backbone(folders["clip"])
+    plain, one, two = (
+        features.extract(train, backbone, "embedding", view=k, progress=False) for k in (0, 1, 2)
+    )
+    assert not np.array_equal(plain, one) and not np.array_equal(one, two)
+    assert np.array_equal(one, features.extract(train, backbone, "embedding", view=1, progress=False))
+
+
+def test_an_interrupted_fine_tuning_goes_on_where_it_was(folders, frames, monkeypatch):
+    config = {"backbone": folders["clip"], "epochs": 3, "lr": 1e-3}
+    whole = detectors.create("clip-finetune", **config).fit(*frames, progress=False)
+    detector = detectors.create("clip-finetune", **config)
+    folder, real, calls = detector.checkpoint_folder(frames[0]), clip_finetune.cross_entropy, []
+
+    def stop(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 7:  # 2 steps and 1 validation batch an epoch
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(clip_finetune, "cross_entropy", stop)
+    with pytest.raises(KeyboardInterrupt):
+        detector.fit(*frames, progress=False)
+    assert folder.is_dir()
+    monkeypatch.setattr(clip_finetune, "cross_entropy", real)
+    detector = detectors.create("clip-finetune", **config).fit(*frames, progress=False)
+    assert np.array_equal(detector.score(frames[1]), whole.score(frames[1]))
+    assert detector.history_.loss.tolist() == whole.history_.loss.tolist() and not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("clip-prompt", {"class_position": "back"}, "class_position is 'back'"),
+        ("clip-prompt", {"n_context": 0}, "n_context is 0"),
+        ("clip-adapter", {"ratio": 0}, "ratio is 0"),
+        ("clip-adapter", {"template": "a photo"}, "template is 'a photo'"),
+        ("clip-zero-shot", {"templates": ["{} {}"]}, "templates"),
+        ("clip-finetune", {"preset": "large"}, "preset is 'large'"),
+        ("clip-adapter", {"n_views": -1}, "n_views is -1"),
+        ("linear-probe", {"recipe": "sgd"}, "recipe is 'sgd'"),
+        ("linear-probe", {"recipe": "paper", "block": "6"}, "block is '6'"),
+    ],
+)
+def test_wrong_config_is_named(name, config, message):
+    with pytest.raises(DetectorError, match=message):
+        detectors.create(name, **config)
+
+
+def test_a_backbone_without_text_is_refused(tmp_path, frames):
+    CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION)).save_pretrained(tmp_path / "tower")
+    folder = save_processor(tmp_path / "tower")
+    for name in NAMES:
+        with pytest.raises(DetectorError, match="no text tower"):
+            detectors.create(name, backbone=folder).fit(*frames, progress=False)
+
+
+def test_errors_of_text_and_loss(folders, frames):
+    with pytest.raises(DetectorError, match="expected at most 40"):
+        detectors.create("clip-prompt", backbone=folders["clip"], n_context=64).fit(*frames, progress=False)
+    with pytest.raises(DetectorError, match="init is 'zebra'"):
+        detectors.create("clip-prompt", backbone=folders["dual"], init="zebra").fit(*frames, progress=False)
+    with pytest.raises(TrainingError, match="loss is nan"):
+        detectors.create("clip-adapter", backbone=folders["clip"], lr=1e30).fit(*frames, progress=False)
