@@ -96,8 +96,8 @@ def losses(scores: pd.DataFrame, *, n_boot: int = 1000, group: str = "mean held-
         scores: tables of `score_folds`, one or several detectors, ``none`` among the perturbations.
     Returns:
         Rows of detector, perturbation, loss, value, low, high (positive: worse than clean); ``loss`` is
-        "ranking" (AUC), "accuracy" (at the clean threshold) or "after a new threshold" (accuracy at
-        ``threshold_anew``, against the clean accuracy).
+        "AUC", "accuracy, clean threshold" or "accuracy, new threshold" (at ``threshold_anew``, against the clean
+        accuracy).
 
     Notebook: 06_test_robustness
     """
@@ -108,9 +108,9 @@ def losses(scores: pd.DataFrame, *, n_boot: int = 1000, group: str = "mean held-
             changed = table[table["perturbation"] == spec].assign(perturbation="none")
             anew = changed.assign(threshold=changed["threshold_anew"])
             for loss, after, metric in (
-                ("ranking", changed, "auc"),
-                ("accuracy", changed, "accuracy_val"),
-                ("after a new threshold", anew, "accuracy_val"),
+                ("AUC", changed, "auc"),
+                ("accuracy, clean threshold", changed, "accuracy_val"),
+                ("accuracy, new threshold", anew, "accuracy_val"),
             ):
                 found = paired_difference(clean, after, metric, group=group, kind="all", n_boot=n_boot)
                 rows.append({"detector": detector, "perturbation": spec, "loss": loss, **vars(found)})
@@ -153,7 +153,7 @@ def robustness_table(
     """
     rows = results[(results["group"] == group) & (results["kind"] == "all")]
     rows = rows[rows["against"] == ("real" if (rows["against"] == "real").any() else "")]
-    specs = sorted(rows["perturbation"].unique(), key=_order)
+    specs = sorted(rows["perturbation"].unique(), key=order)
     table = []
     for detector, part in rows.groupby("detector", sort=False):
         for metric in metrics:
@@ -172,9 +172,8 @@ def title(spec: str) -> str:
     """A perturbation in words for a table or an axis: ``jpeg:50`` is "JPEG 50", ``none`` is "clean"."""
     if spec == "none":
         return "clean"
-    words = {"jpeg": "JPEG", "webp": "WEBP", "blur": "blur"}
-    parts = [part.split(":") for part in spec.split("+")]
-    return " + ".join(f"{words.get(name, name)} {value}" for name, value in parts)
+    words = spec.replace("jpeg", "JPEG").replace("webp", "WEBP")
+    return words.replace(":", " ").replace("+", " + ")
 
 
 def level(spec: str) -> tuple[str, float]:
@@ -183,7 +182,8 @@ def level(spec: str) -> tuple[str, float]:
     return (name, float(value)) if value and "+" not in spec else (spec, 0.0)
 
 
-def _order(spec: str) -> tuple:
+def order(spec: str) -> tuple:
+    """Sorting key of perturbations: clean, JPEG, blur, others, chains; each from mild to hard."""
     family, value = level(spec)
     families = ("none", "jpeg", "blur")
     place = families.index(family) if family in families else len(families) + ("+" in spec)

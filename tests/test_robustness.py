@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from afp import detectors, metrics, robustness, runs
+from afp import detectors, metrics, robustness, robustness_figures, runs
 from afp.detectors import DetectorError
 from afp.manifest import ManifestError, use_fold
 
@@ -32,11 +32,11 @@ def made_up(shift: dict[str, float], noise: dict[str, float]) -> pd.DataFrame:
 def test_a_shift_costs_accuracy_and_not_ranking_and_a_new_threshold_mends_it():
     scores = made_up({"none": 0, "jpeg:50": -0.25, "blur:2": 0}, {"none": 0, "jpeg:50": 0, "blur:2": 0.4})
     found = robustness.losses(scores, n_boot=200).set_index(["perturbation", "loss"])["value"]
-    assert found["jpeg:50", "accuracy"] > 0.4
-    assert abs(found["jpeg:50", "ranking"]) < 0.02
-    assert found["jpeg:50", "after a new threshold"] < 0.05
-    assert found["blur:2", "ranking"] > 0.1
-    assert found["blur:2", "after a new threshold"] > 0.1
+    assert found["jpeg:50", "accuracy, clean threshold"] > 0.4
+    assert abs(found["jpeg:50", "AUC"]) < 0.02
+    assert found["jpeg:50", "accuracy, new threshold"] < 0.05
+    assert found["blur:2", "AUC"] > 0.1
+    assert found["blur:2", "accuracy, new threshold"] > 0.1
     assert not robustness.gains(scores, scores, n_boot=20)["value"].any()
 
 
@@ -48,6 +48,22 @@ def test_the_table_holds_the_metrics_of_the_scores():
     rows = scores[scores["perturbation"] == "jpeg:50"]
     auc = metrics.compute(rows["label"], rows["score"])["auc"]
     assert table.loc[0, "JPEG 50"].startswith(f"{auc:.2f} [")
+
+
+def test_figures_plot_the_numbers_that_they_are_given():
+    specs = ("none", "jpeg:50", "jpeg:75", "blur:2", "rescale:0.5+jpeg:75")
+    scores = made_up(dict.fromkeys(specs, 0), dict.fromkeys(specs, 0.2))
+    results = metrics.evaluate(scores, n_boot=20)
+    fig, table = robustness_figures.curves(results, "jpeg", ["auc", "accuracy_val"])
+    line = fig.axes[0].lines[0].get_ydata()
+    auc = table[table["metric"] == "auc"].set_index("perturbation")["value"]
+    np.testing.assert_array_equal(line, auc[["none", "jpeg:75", "jpeg:50"]])
+    with pytest.raises(ValueError, match="family 'webp'"):
+        robustness_figures.curves(results, "webp")
+    found = robustness.losses(scores, n_boot=20)
+    fig, _ = robustness_figures.loss_bars(found, ["AUC"], "loss", "lost")
+    shown = [text.get_text() for text in fig.axes[0].get_yticklabels()]
+    assert shown == ["JPEG 75", "JPEG 50", "blur 2", "rescale 0.5 + JPEG 75"]
 
 
 @pytest.fixture(scope="module")
