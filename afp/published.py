@@ -164,23 +164,27 @@ def headlines(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)[["method", "all", "held-out", "fakes only", "balanced", "note"]]
 
 
-def own_runs(folder: str | Path) -> pd.DataFrame:
-    """Every run in a folder (`<run>/config.json` and `scores.csv`), measured as the papers measure; in %.
+def own_runs(folder: str | Path, tables: tuple[str, ...] = ("scores.csv",)) -> pd.DataFrame:
+    """Every run in a folder (`<run>/config.json` and a scores table), measured as the papers measure; in %.
 
+    The scores table is the first of `tables` that a run holds; notebook 06 writes `perturbed.csv` beside it.
     A row a run, perturbation and set of test images. Real images have `accuracy_one_class` alone: how many are
     called real, at .5. Fakes also have `accuracy` and `average_precision` against all photographs, weighted so
     that both classes count the same. `note` says what keeps a run from comparison with the papers: "other
     data" unless every fake set and training generator bears a paper's name, and a backbone that is not a
     paper's. PublishedError: no such folder, or nothing scored in it. Notebook: 09_draw_paper_figures
     """
-    folders = sorted(path.parent for path in Path(folder).expanduser().glob("*/scores.csv"))
-    if not folders:
-        raise PublishedError(f"own runs: no scores in {folder}; expected <run>/scores.csv in it")
-    parts = [_measure(path) for path in folders]
+    runs = sorted(path.parent for path in Path(folder).expanduser().glob("*/config.json"))
+    scored = [next((run / table for table in tables if (run / table).is_file()), None) for run in runs]
+    parts = [_measure(path) for path in scored if path]
+    if not parts:
+        raise PublishedError(
+            f"own runs: no scores in {folder}; expected <run>/{tables[-1]} and its config.json"
+        )
     names = [part["method"].iloc[0] for part in parts]
-    for part, path in zip(parts, folders, strict=True):
+    for part in parts:
         if names.count(name := part["method"].iloc[0]) > 1:
-            part["method"] = f"{name} {path.name.rsplit('-', 1)[-1][:4]}"
+            part["method"] = f"{name} {part['run'].iloc[0].rsplit('-', 1)[-1][:4]}"
     return pd.concat(parts, ignore_index=True)
 
 
@@ -205,17 +209,18 @@ def beside(published: pd.DataFrame, own: pd.DataFrame | None) -> pd.DataFrame:
     return pd.concat([published, own[columns]], ignore_index=True)
 
 
-def _measure(folder: Path) -> pd.DataFrame:
+def _measure(scores: Path) -> pd.DataFrame:
+    folder = scores.parent
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         stamp = folder / "environment.json"
         fit = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
     except (OSError, ValueError) as error:
         raise PublishedError(f"{folder / 'config.json'}: not a readable run ({error})") from error
-    table, rows = check_scores(read_scores(folder / "scores.csv")), []
+    table, rows = check_scores(read_scores(scores)), []
     table = table[~table["failed"] & ~table["split"].isin(["train", "validation"])]
     if table.empty:
-        raise PublishedError(f"{folder / 'scores.csv'}: no scored test image")
+        raise PublishedError(f"{scores}: no scored test image")
     for perturbation, block in table.groupby("perturbation"):
         real = block[(block["label"] == 0) & (block["generator"] != "real-resampled")]
         for (label, group), part in block.groupby(["label", "group"]):

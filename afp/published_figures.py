@@ -5,6 +5,7 @@ Each function returns (figure, table of the plotted numbers). Notebook: 09_draw_
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 
 import matplotlib as mpl
@@ -85,13 +86,13 @@ def heat_map(table: pd.DataFrame) -> Drawn:
 def parameters(table: pd.DataFrame) -> Drawn:
     """Mean accuracy over AntifakePrompt's sets against the number of trained parameters (log; 0 drawn at 1).
 
-    The dotted line is what calling everything fake would earn. Of methods with the same number of parameters the
-    second is drawn a little to the right. Notebook: 09_draw_paper_figures
+    The dotted line is what calling everything fake would earn. Of methods with the same number of parameters all but
+    the first are drawn a little to the right. Notebook: 09_draw_paper_figures
     """
     means = _means(table).merge(table[["method", "n_params", "note"]].drop_duplicates())
-    aside = 10 ** (0.22 * means.groupby("n_params").cumcount())
+    aside = 10 ** (0.22 * means.groupby("n_params").cumcount().clip(upper=1))
     constant = headlines(table[table["note"] == ""])["all"].iloc[-1]
-    fig, ax = plt.subplots(figsize=(SINGLE, 3.3))
+    fig, ax = plt.subplots(figsize=(SINGLE, 2.6 + 0.1 * len(means)))
     ax.axhline(constant, color="0.4", linewidth=0.8, linestyle=":")
     ax.annotate("everything called fake", (1, constant), (0, -7), xycoords=("axes fraction", "data"),
                 textcoords="offset points", ha="right", fontsize=6, color="0.3")  # fmt: skip
@@ -259,10 +260,11 @@ def _looks(table: pd.DataFrame, series: str = "method", graded: bool = False) ->
     looks = {name: {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "label": name}
              for i, name in enumerate(published)}  # fmt: skip
     own = [name for name in table[series].unique() if name not in looks]
-    open_black = {"color": "black", "markerfacecolor": "white", "markersize": 6.5, "linewidth": 0.8,
-                  "linestyle": "--"}  # fmt: skip
+    style_of_own = {"markerfacecolor": "white", "markersize": 6.5, "linewidth": 0.8, "linestyle": "--"}
     for i, name in enumerate(own):
-        looks[name] = {"marker": OWN_MARKERS[i % len(OWN_MARKERS)], "label": f"own: {name}"} | open_black
+        hue = "black" if i < len(OWN_MARKERS) else "0.5"
+        look = {"color": hue, "marker": OWN_MARKERS[i % len(OWN_MARKERS)], "label": f"own: {name}"}
+        looks[name] = look | style_of_own
     return looks
 
 
@@ -272,12 +274,14 @@ def _thousands(number: float) -> str:
 
 def _legend(fig: Figure, ax: Axes, ncols: int) -> None:
     handles, texts = ax.get_legend_handles_labels()
-    fig.legend(handles, texts, loc="outside upper center", ncols=min(ncols, len(texts)))
+    fitting = int(fig.get_figwidth() / (0.35 + 0.055 * max(map(len, texts))))
+    fig.legend(handles, texts, loc="outside upper center", ncols=max(1, min(ncols, fitting, len(texts))))
 
 
 def _footnote(fig: Figure, table: pd.DataFrame, above: tuple[str, ...] = ()) -> None:
     """Under the figure: lines `above`, then what keeps each own run from comparison with the papers."""
     own = table[table["note"] != ""].groupby("note", sort=False)["method"].unique()
     lines = [f"own {', '.join(methods)}: {note}" for note, methods in own.items() if note != "own run"]
+    lines = [textwrap.fill(line, int(fig.get_figwidth() / 0.062)) for line in lines]
     if above or lines:
         fig.supxlabel("\n".join([*above, *lines]), fontsize=7)

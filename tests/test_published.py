@@ -140,6 +140,19 @@ def test_no_scores_is_an_error(tmp_path):
         published.own_runs(tmp_path)
 
 
+def test_perturbed_scores_stand_in_the_robustness_figure(run_folder, rows):
+    folder = run_folder()
+    run = next(folder.glob("*"))
+    plain = pd.read_csv(run / "scores.csv")
+    pd.concat([plain, plain.assign(perturbation="jpeg:75")]).to_csv(run / "perturbed.csv", index=False)
+    (folder / "a table of several runs").mkdir()
+    plain.to_csv(folder / "a table of several runs" / "scores.csv", index=False)
+    own = published.own_runs(folder, ("perturbed.csv", "scores.csv"))
+    both = published.beside(published.robustness(rows), own)
+    assert set(both.loc[both["note"] != "", "perturbation"]) == {"none", "jpeg 75"}
+    assert set(published.own_runs(folder)["perturbation"]) == {"none"}
+
+
 def test_training_images_are_left_out(run_folder):
     folder = run_folder()
     path = next(folder.glob("*/scores.csv"))
