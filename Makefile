@@ -7,7 +7,7 @@ SOURCES := $(shell find afp data/demo.toml -name '*.py' -o -name '*.toml')
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb)
 TESTS := $(wildcard tests/*.py notebooks/solutions/*.ipynb data/published/*)
 
-.PHONY: help setup demo test lint lab notebooks clean
+.PHONY: help setup demo test lint lab notebooks gallery clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make demo       build the demo benchmark, fit the detectors, run the notebooks, print the table"
 	@echo "make test       run the tests (and lint)"
 	@echo "make lab        open the workbook in JupyterLab"
+	@echo "make gallery    executed notebooks and figures as static pages in gallery/"
 	@echo "make notebooks  run every notebook and keep its outputs in notebooks/"
 	@echo "make clean      delete what was built, but not the downloads"
 
@@ -62,5 +63,8 @@ lab: data/demo/manifest.csv
 notebooks: .make/fit
 	$(AFP) run --all --in-place
 
+gallery: .make/fit $(NOTEBOOKS:notebooks/%=executed/%)
+	$(AFP) gallery
+
 clean:
-	rm -rf .make executed runs data/cache data/demo data/weights
+	rm -rf .make executed gallery runs data/cache data/demo data/weights

@@ -16,7 +16,9 @@ app = typer.Typer(
 )
 for command in (data.doctor, data.demo, data.manifest, data.audit):
     app.command()(command)
-for command in (detect.fit, detect.score, detect.evaluate, detect.test, notebooks.run):
+for command in (detect.fit, detect.score, detect.evaluate, detect.test):
+    app.command()(command)
+for command in (notebooks.run, notebooks.gallery):
     app.command()(command)
 
 

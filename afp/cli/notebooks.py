@@ -29,6 +29,16 @@ def run(
         workbook.execute(path, values, None if in_place else out)
 
 
+def gallery(
+    executed: Annotated[Path, typer.Argument(help="Folder of executed notebooks.")] = Path("executed"),
+    out: Annotated[Path, typer.Option(help="Folder of the pages.")] = Path("gallery"),
+) -> None:
+    """Executed notebooks and figures as static pages that need no network."""
+    from ..gallery import build
+
+    typer.echo(f"gallery: {build(executed, out)}")
+
+
 def join_parameters(arguments: list[str]) -> list[str]:
     """papermill's ``-p name value`` as ``-p name=value``: typer knows no repeatable option of two values."""
     joined: list[str] = []
