@@ -168,7 +168,7 @@ def _clean(notebook: nbformat.NotebookNode) -> None:
 def _shrink(data: dict) -> None:
     """Large pictures with 64 colours (plots) or as JPEG (photographs), whichever is smaller: megabytes otherwise."""
     png = data.get("image/png", "")
-    if len(png) > 40_000:
+    if len(png) > 15_000:
         picture = Image.open(io.BytesIO(base64.b64decode(png)), formats=["PNG"]).convert("RGB")
         few, jpeg = io.BytesIO(), io.BytesIO()
         picture.quantize(64, dither=Image.Dither.NONE).save(few, "png", optimize=True)
