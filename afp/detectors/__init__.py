@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
+from ..images import Normalisation
 from .base import Detector, DetectorError, read_config
 
 _CLASSES = {
@@ -33,6 +34,9 @@ def create(name: str, **config) -> Detector:
     known = [f for f in cls.__dataclass_fields__ if f != "normalisation"]
     if unknown := set(config) - set(cls.__dataclass_fields__):
         raise DetectorError(f"{name}: unknown config field {sorted(unknown)[0]!r}, expected {', '.join(known)}")
+    normalisation = config.get("normalisation", Normalisation())
+    if not isinstance(normalisation, Normalisation):
+        raise DetectorError(f"{name}: normalisation is {normalisation!r}, expected an afp.images.Normalisation")
     return cls(**config)
 
 

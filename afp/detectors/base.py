@@ -14,6 +14,7 @@ import pandas as pd
 from ..images import Normalisation
 from ..manifest import held_in_generators
 from ..metrics import choose_threshold
+from ..perturbations import check
 
 
 class DetectorError(ValueError):
@@ -62,9 +63,11 @@ class Detector(ABC):
         Raises:
             DetectorError: not fitted.
             UnreadableImages: names every image that cannot be decoded.
+            ValueError: unknown perturbation.
         """
         if not hasattr(self, "threshold_"):
             raise DetectorError(f"{self.name} is not fitted: call fit, or load a fitted run")
+        perturbation = check(perturbation)
         if frame.empty:
             return np.empty(0)
         scores = np.asarray(self._score(frame, perturbation, progress), dtype=np.float64)
@@ -101,7 +104,7 @@ class Detector(ABC):
         detector = cls(**config | {"normalisation": Normalisation(**config["normalisation"])})
         try:
             detector._load(folder)
-        except FileNotFoundError as error:
+        except OSError as error:  # transformers' own, for a missing file, is no FileNotFoundError
             raise DetectorError(
                 f"{folder}: {error.filename or error} is missing; fit the run again"
             ) from error

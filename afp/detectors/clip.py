@@ -144,5 +144,6 @@ class ClipDetector(Detector):
 
 def p_fake(features: torch.Tensor, classifier: torch.Tensor, scale: float) -> np.ndarray:
     """Softmax over similarities: features (n, P), classifier (2, P) normalised -> (n,) float64."""
-    similar = normalize(features.double(), dim=-1) @ classifier.double().to(features.device).T
+    # Not `@`: its last digits depend on how many rows there are, and a score must not depend on its batch.
+    similar = (normalize(features.double(), dim=-1)[:, None] * classifier.double().to(features.device)).sum(-1)
     return (scale * similar).softmax(-1)[:, 1].cpu().numpy()

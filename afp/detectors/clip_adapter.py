@@ -11,12 +11,14 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from ..training import Recipe
 from .base import DetectorError
 from .clip import ClipDetector, Preset, p_fake, paper_recipe
 from .clip_text import CLASSES, TextSide
+
+BATCH = 64  # images scored at a time
 
 
 class Bottleneck(nn.Module):
@@ -78,7 +80,10 @@ class ClipAdapter(ClipDetector):
 
     def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
         features = self._embeddings(frame, perturbation, progress).to(next(self.model_.parameters()).device)
-        return p_fake(self.model_(features), self.classifier_, self._scale())
+        # Padded to one shape: matrix kernels round by shape, so a score would depend on its batch.
+        batches = pad(features, (0, 0, 0, -len(features) % BATCH)).split(BATCH)
+        adapted = torch.cat([self.model_(batch) for batch in batches])[: len(features)]
+        return p_fake(adapted, self.classifier_, self._scale())
 
     def _save(self, folder: Path) -> None:
         state = {k: v.cpu().contiguous() for k, v in self.model_.state_dict().items()}

@@ -52,12 +52,12 @@ class LinearProbe(Detector):
 
     def __post_init__(self) -> None:
         self.block = str(self.block)
-        self.c = tuple(self.c)
+        self.c = tuple(self.c) if isinstance(self.c, list | tuple) else (self.c,)
         if self.block not in ("auto", "embedding") and not self.block.isdigit():
             raise DetectorError(
                 f"linear-probe: block is {self.block!r}, expected auto, embedding or a number"
             )
-        if not self.c or not all(c > 0 for c in self.c):
+        if not self.c or not all(isinstance(c, int | float) and c > 0 for c in self.c):
             raise DetectorError(f"linear-probe: c is {self.c}, expected positive numbers")
         if isinstance(self.augment, str):
             raise DetectorError(f'linear-probe: augment is {self.augment!r}, expected a list: ["jpeg:75"]')

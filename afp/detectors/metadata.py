@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.feature_extraction import DictVectorizer
 
 from ..images import ImageError, UnreadableImages, open_image
-from .base import Detector
+from .base import Detector, DetectorError
 from .logistic import Logistic, choose
 
 
@@ -67,6 +67,10 @@ class Metadata(Detector):
 
     name: ClassVar[str] = "metadata"
     with_bytes: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.with_bytes, bool):
+            raise DetectorError(f"metadata: with_bytes is {self.with_bytes!r}, expected true or false")
 
     @property
     def n_trainable(self) -> int:
