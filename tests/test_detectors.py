@@ -1,0 +1,268 @@
+"""One contract for every registered detector."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import picture
+from sklearn.metrics import roc_auc_score
+
+from afp import detectors
+from afp.detectors import NAMES, DetectorError
+from afp.images import Normalisation, UnreadableImages
+from afp.manifest import from_files
+
+# What makes a detector small and quick; the frozen demo tower serves the others from cached features.
+QUICK = {
+    "linear-probe": {"block": "6", "c": [0.1]},
+    "clip-prompt": {"epochs": 10, "n_context": 4, "n_views": 0},
+    "clip-adapter": {"epochs": 10, "n_views": 0},
+    "clip-finetune": {"backbone": "small-clip", "epochs": 3, "lr": 1e-3, "n_views": 0},
+    "vlm-zero-shot": {"backbone": "small-vlm"},
+    "vlm-prompt": {"backbone": "small-vlm", "epochs": 2},
+    "vlm-lora": {"backbone": "small-vlm", "epochs": 2},
+}
+# Their small towers of random weights see no difference between these images; their own tests show that they learn.
+SMALL = {name for name, config in QUICK.items() if str(config.get("backbone")).startswith("small")}
+UNTRAINED = {"clip-zero-shot", "vlm-zero-shot"}
+WRONG = {  # a value that is wrong in itself, and the field that the error must name
+    "linear-probe": [{"block": "last"}, {"c": []}, {"c": [-1.0]}, {"c": 0}, {"c": ["a"]}],
+    "metadata": [{"with_bytes": "yes"}],
+    "clip-prompt": [{"preset": "huge"}, {"n_context": 0}],
+    "clip-adapter": [{"ratio": 2.0}],
+    "clip-zero-shot": [{"words": ["real"]}],
+    "clip-finetune": [{"lr": -1.0}],
+    "vlm-prompt": [{"position": "middle"}],
+    "vlm-lora": [{"tower": "vision"}],
+    "vlm-zero-shot": [{"answers": ["yes"]}],
+}
+
+
+@pytest.fixture(scope="session")
+def configs(tmp_path_factory) -> dict[str, dict]:
+    from test_clip_detectors import small_dual
+    from test_vlm import save, small_config
+
+    folder = tmp_path_factory.mktemp("backbones")
+    small = {"small-clip": small_dual(folder / "clip"), "small-vlm": save(folder / "vlm", small_config())}
+    return {
+        name: {k: small.get(v, v) if k == "backbone" else v for k, v in QUICK.get(name, {}).items()}
+        for name in NAMES
+    }
+
+
+@pytest.fixture(scope="session")
+def sets(demo_frame) -> dict[str, pd.DataFrame]:
+    """Two tiles of a few photographs, with their control and the held-in network's versions."""
+    kept = demo_frame["generator"].isin(["real", "real-resampled", "x4plus-anime"])
+    frame = demo_frame[kept & demo_frame["path"].str.contains(r"_[01]\.png$")]
+    sources = frame["source"].unique()
+    parts = {"train": sources[:5], "validation": sources[5:7], "test": sources[7:10]}
+    return {k: frame[frame["source"].isin(s)].assign(split=k) for k, s in parts.items()}
+
+
+@pytest.fixture(scope="session")
+def fit(configs, sets):
+    """Fits a detector once, as it is or on swapped labels."""
+    done: dict = {}
+
+    def fitted(name: str, swapped: bool = False):
+        if (name, swapped) not in done:
+            train, validation = (
+                f.assign(label=1 - f["label"]) if swapped else f for f in (sets["train"], sets["validation"])
+            )
+            done[name, swapped] = detectors.create(name, **configs[name]).fit(train, validation, progress=False)
+        return done[name, swapped]
+
+    return fitted
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_are_probabilities_in_the_rows_order(name, fit, sets):
+    detector, test = fit(name), sets["test"]
+    scores = detector.score(test)
+    assert scores.dtype == np.float64 and scores.shape == (len(test),)
+    assert ((scores >= 0) & (scores <= 1)).all()
+    order = np.random.default_rng(0).permutation(len(test))
+    assert np.array_equal(detector.score(test.iloc[order]), scores[order])
+    assert np.array_equal(detector.score(test.iloc[3:6]), scores[3:6])
+    assert detector.score(test.iloc[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_need_neither_labels_nor_anything_else_of_a_manifest(name, fit, sets):
+    test = sets["test"]
+    assert np.array_equal(fit(name).score(from_files(test["file"])), fit(name).score(test))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_detector_gives_the_same_scores(name, fit, sets, tmp_path):
+    detector = fit(name)
+    detector.save(tmp_path / "run")
+    back = detectors.load(tmp_path / "run")
+    assert type(back) is type(detector) and back.config() == detector.config()
+    assert (back.threshold_, back.generators_) == (detector.threshold_, ["x4plus-anime"])
+    assert back.n_trainable == detector.n_trainable
+    assert np.array_equal(back.score(sets["test"]), detector.score(sets["test"]))
+    names = {f.name for f in (tmp_path / "run").rglob("*") if f.is_file()}
+    assert not [n for n in names if n.endswith((".pkl", ".pickle", ".joblib", ".bin", ".pt", ".pth"))]
+    back.save(tmp_path / "again")
+    assert np.array_equal(detectors.load(tmp_path / "again").score(sets["test"]), back.score(sets["test"]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_fit_gives_the_same_scores(name, fit, configs, sets):
+    again = detectors.create(name, **configs[name]).fit(sets["train"], sets["validation"], progress=False)
+    assert again.threshold_ == fit(name).threshold_
+    assert np.array_equal(again.score(sets["test"]), fit(name).score(sets["test"]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_refitted_detector_forgets_what_it_learned(name, fit, configs, sets):
+    detector = detectors.create(name, **configs[name])
+    swapped = [sets[s].assign(label=1 - sets[s]["label"]) for s in ("train", "validation")]
+    detector.fit(*swapped, progress=False).fit(sets["train"], sets["validation"], progress=False)
+    assert np.array_equal(detector.score(sets["test"]), fit(name).score(sets["test"]))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in UNTRAINED | SMALL])
+def test_swapped_labels_swap_the_scores(name, fit, sets):
+    train = sets["train"]
+    scores, swapped = (fit(name, s).score(train) for s in (False, True))
+    if name == "metadata":  # sees no difference between the demo's files
+        assert np.allclose(scores, 0.5) and np.allclose(swapped, 0.5)
+        return
+    assert roc_auc_score(train["label"], scores) > 0.6
+    assert roc_auc_score(train["label"], swapped) < 0.4
+    assert np.abs(scores + swapped - 1).mean() < 0.25
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_n_trainable_says_whether_anything_is_trained(name, fit):
+    assert (fit(name).n_trainable == 0) == (name in UNTRAINED)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_perturbed_images_have_other_scores(name, fit, sets):
+    test = sets["test"].iloc[:4]
+    plain, blurred = fit(name).score(test), fit(name).score(test, "blur:2")
+    assert np.array_equal(plain, blurred) == (name == "metadata")  # it sees files, and they stay
+    with pytest.raises(ValueError, match="wobble"):
+        fit(name).score(test, "wobble:1")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unreadable_images_are_named_all_at_once(name, fit, sets, tmp_path):
+    bad = [str(tmp_path / n) for n in ("a.png", "b.jpg")]
+    for file in bad:
+        Path(file).write_bytes(b"no image")
+    with pytest.raises(UnreadableImages) as error:
+        fit(name).score(pd.concat([from_files(bad), sets["test"].iloc[:2]], ignore_index=True))
+    assert sorted(error.value.errors) == bad
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_class_is_not_enough(name, configs, sets):
+    detector = detectors.create(name, **configs[name])
+    both = {s: sets[s] for s in ("train", "validation")}
+    for part in both:
+        for label in (0, 1):
+            alone = both | {part: sets[part][sets[part]["label"] == label]}
+            with pytest.raises(DetectorError, match=rf"{part}: labels \[{label}\] in \d+ images"):
+                detector.fit(*alone.values(), progress=False)
+    with pytest.raises(DetectorError, match="not fitted"):
+        detector.score(sets["test"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unfitted_detector_neither_scores_nor_saves(name, configs, sets, tmp_path):
+    detector = detectors.create(name, **configs[name])
+    assert not [a for a in vars(detector) if a.endswith("_")]
+    with pytest.raises(DetectorError, match=f"{name} is not fitted"):
+        detector.score(sets["test"])
+    with pytest.raises(DetectorError, match=f"{name} is not fitted"):
+        detector.save(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_config_field_is_named(name):
+    with pytest.raises(DetectorError, match=f"{name}: unknown config field 'colour'"):
+        detectors.create(name, colour="red")
+    with pytest.raises(DetectorError, match=f"{name}: normalisation is 'large'"):
+        detectors.create(name, normalisation="large")
+
+
+@pytest.mark.parametrize(("name", "config"), [(n, c) for n in NAMES for c in WRONG.get(n, [])])
+def test_a_wrong_value_is_named(name, config):
+    with pytest.raises(ValueError, match=rf"(?i){next(iter(config))}"):
+        detectors.create(name, **config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_is_json_and_makes_the_same_detector(name, configs):
+    detector = detectors.create(name, **configs[name], normalisation=Normalisation(size=128))
+    config = json.loads(json.dumps(detector.config()))
+    assert config["normalisation"]["size"] == 128
+    again = detectors.create(name, **config | {"normalisation": Normalisation(**config["normalisation"])})
+    assert again == detector
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_without_its_learned_state_is_refused_by_name(name, fit, tmp_path):
+    fit(name).save(tmp_path / "run")
+    learned = [f for f in (tmp_path / "run").rglob("*") if f.is_file() and f.name != "config.json"]
+    if not learned:
+        assert name == "vlm-zero-shot"  # has nothing but its question
+        return
+    for file in learned:
+        file.unlink()
+    with pytest.raises(DetectorError, match="is missing; fit the run again"):
+        detectors.load(tmp_path / "run")
+
+
+def test_a_folder_that_is_no_run_is_refused_by_name(tmp_path, fit):
+    with pytest.raises(DetectorError, match=r"nowhere: no run here .*`afp fit`"):
+        detectors.load(tmp_path / "nowhere")
+    for content in ("{", "[]", "{}", '{"detector": "oracle", "config": {}, "threshold": 0, "generators": []}'):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(DetectorError, match=r"config|oracle"):
+            detectors.load(tmp_path)
+    fit("metadata").save(tmp_path / "run")
+    with pytest.raises(DetectorError, match="holds a metadata, expected spectrum"):
+        detectors.detector_class("spectrum").load(tmp_path / "run")
+
+
+def test_an_unknown_detector_is_refused_with_the_known_ones():
+    with pytest.raises(DetectorError, match=r"detector: 'oracle', expected one of .*metadata, spectrum"):
+        detectors.create("oracle")
+
+
+def test_metadata_finds_a_format_shortcut(tmp_path):
+    rows = []
+    for i in range(24):
+        fake = i % 2
+        file = tmp_path / f"{i}.{('jpg', 'png')[fake]}"
+        picture(i).save(file)
+        rows.append(str(file))
+    frame = from_files(rows).assign(label=[i % 2 for i in range(24)], generator=["real", "g"] * 12)
+    detector = detectors.create("metadata").fit(frame[:12], frame[12:18], progress=False)
+    assert roc_auc_score(frame["label"][18:], detector.score(frame[18:])) == 1
+
+
+def test_the_registry_imports_a_detector_when_it_is_asked_for():
+    code = (
+        "import sys; from afp import detectors; "
+        "modules = [f'afp.detectors.{p.partition(\".\")[0]}' for p in detectors._CLASSES.values()]; "
+        "print([m for m in modules if m in sys.modules]); "
+        "detectors.create('metadata'); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded, torch = done.stdout.split("\n")[:2]
+    assert loaded == "[]" and torch == "False"
