@@ -1,0 +1,73 @@
+"""Seconds an epoch of the linear probe and the CLIP adapter, with cached features and without, in one run.
+
+``python tests/benchmarks/bench_heads.py`` (needs the demo benchmark; a minute on a core). "Without" reads and
+encodes every image in every epoch, which is what one pays who trains a head on pixels; the head's own step is the
+same in both. Prints a table, asserts nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+
+from afp import features
+from afp.backbones import load_backbone
+from afp.detectors import create
+from afp.detectors.clip import Views, fit_head
+from afp.detectors.clip_adapter import Bottleneck, _Head
+from afp.images import Normalisation
+from afp.manifest import read_manifest
+from afp.paths import demo_manifest
+from afp.training import Recipe
+
+N_IMAGES = 96  # uncached epochs of more images only take longer
+
+
+def seconds(work: Callable[[], None], repeats: int) -> float:
+    """Of one call, the fastest of several."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def main() -> None:
+    backbone, frame = load_backbone("demo-clip"), read_manifest(demo_manifest())
+    frame = frame[frame["split"] == "train"].groupby("label").head(N_IMAGES // 2)
+    recipe = Recipe(lr=1e-3, epochs=1, batch_size=16)
+    width = backbone.embedding_dim
+    texts = torch.nn.functional.normalize(torch.randn(2, width), dim=-1)
+    heads = {
+        "linear-probe": lambda: torch.nn.Linear(width, 2),
+        "clip-adapter": lambda: _Head(Bottleneck(width, create("clip-adapter").ratio), texts, 100.0),
+    }
+
+    def encode() -> torch.Tensor:
+        images = features.prepare_all(frame, Normalisation())
+        parts = [images[i : i + features.BATCH] for i in range(0, len(images), features.BATCH)]
+        found = [backbone.extract(backbone.preprocess(p), ("embedding",))["embedding"] for p in parts]
+        return torch.cat(found)
+
+    def cached() -> torch.Tensor:
+        return torch.from_numpy(features.extract(frame, backbone, "embedding", progress=False))
+
+    rows = []
+    data = Views(cached()[None], frame["label"].to_numpy())
+    uncached = seconds(encode, 2)  # shared by both heads: the tower does not know what comes after it
+    for name, make in heads.items():
+        head = make()
+        step = seconds(lambda head=head: fit_head(head, data, data, recipe, progress=False), 5)
+        rows.append((name, len(frame), step, uncached + step, (uncached + step) / step))
+    rows.append(("reading the cache, once a fit", len(frame), seconds(cached, 3), uncached, None))
+    print(
+        pd.DataFrame(rows, columns=["head", "images", "cached s", "uncached s", "times"]).round(4).to_string()
+    )
+
+
+if __name__ == "__main__":
+    main()
