@@ -58,7 +58,7 @@ lint: $(VENV)/.stamp
 	$(BIN)/ruff check afp tests notebooks
 
 lab: data/demo/manifest.csv
-	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
+	JUPYTER_CONFIG_PATH=$(CURDIR)/.jupyter $(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) notebooks/00_start_here.ipynb
 
 notebooks: .make/fit
 	$(AFP) run --all --in-place
