@@ -43,7 +43,7 @@ def describe_files(frame: pd.DataFrame, progress: bool = True) -> pd.DataFrame:
         except ImageError as error:
             row = {"error": str(error)}
         rows.append(row)
-    return frame.reset_index(drop=True).join(pd.DataFrame(rows))
+    return frame.reset_index(drop=True).join(pd.DataFrame(rows, columns=None if rows else ["error"]))
 
 
 def find_leaks(frame: pd.DataFrame) -> list[Finding]:
@@ -116,6 +116,9 @@ def shortcut_aucs(frame: pd.DataFrame, n_boot: int = 1000) -> pd.DataFrame:
             scores[sets[2].index] = (
                 detectors.create(name, **config).fit(*sets[:2], progress=False).score(sets[2])
             )
+        if frame.loc[scores.notna(), "label"].nunique() < 2:  # no fold held both labels in training and validation
+            rows[title] = dict.fromkeys(("value", "low", "high"), np.nan)
+            continue
         rows[title] = vars(pooled_auc(frame["label"], scores, frame["source"], n_boot))
     return pd.DataFrame(rows).T
 
@@ -155,7 +158,7 @@ def audit(frame: pd.DataFrame, progress: bool = True) -> tuple[list[Finding], pd
     aucs = shortcut_aucs(readable)
     value, low, high = aucs.loc["metadata"]
     if np.isnan(value):
-        findings.append(Finding("shortcut", True, "not measured: fewer than 3 sources of real images"))
+        findings.append(Finding("shortcut", True, "not measured: too few sources to train, validate and test"))
     else:
         ok = not low > 0.5
         detail = f"metadata alone: AUC {metrics.Estimate(value, low, high)}, {'at' if ok else 'above'} chance"

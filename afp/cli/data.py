@@ -60,7 +60,12 @@ def manifest(
     """Make a manifest from folders. Files of one name derive from one source and share a split."""
     from ..manifest import ManifestError, from_folders, write_manifest
 
-    real, fake = list(real_dir or []), {f.name: f for f in fake_dir or []}
+    real, fake = list(real_dir or []), {f.resolve().name: f for f in fake_dir or []}
+    if len(fake) < len(fake_dir or []):
+        raise ManifestError(
+            f"--fake-dir: {len(fake_dir)} folders of {len(fake)} names ({', '.join(fake)}); a folder's name is the "
+            "generator's, so each must differ"
+        )
     if folder:
         real += [folder / "real"]
         generators = sorted(p for p in (folder / "fake").glob("*") if p.is_dir())

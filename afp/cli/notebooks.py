@@ -21,7 +21,7 @@ def run(
         bool, typer.Option("--in-place", help="Write the outputs into the notebook itself.")
     ] = False,
 ) -> None:
-    """Execute notebooks headlessly with papermill. Exit 1 at the first failing cell, shown with its traceback."""
+    """Execute notebooks headlessly with papermill. Stops at the first failing cell and shows its traceback."""
     from .. import workbook
 
     values = dict(pair("-p", text) for text in parameters or [])
@@ -47,5 +47,6 @@ def join_parameters(arguments: list[str]) -> list[str]:
         joined.append(argument)
         if argument in ("-p", "--parameter"):
             name = next(rest, "")
-            joined.append(name if "=" in name else f"{name}={next(rest, '')}")
+            value = None if "=" in name else next(rest, None)
+            joined.append(name if value is None else f"{name}={value}")
     return joined
