@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import picture, smoothed, write_folders
+
+from afp import cli, metrics, runs
+from afp.manifest import read_manifest
+
+COMMANDS = ["doctor", "demo", "manifest", "audit", "fit", "score", "evaluate", "test", "run"]
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str):
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def afp(monkeypatch, capsys):
+    """Runs a command as the console script does; returns its exit code and what it printed."""
+
+    def run(*arguments) -> Result:
+        monkeypatch.setattr(sys, "argv", ["afp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return Result(stop.value.code or 0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_folder(small_frame, tmp_path_factory) -> Path:
+    return runs.fit_run("spectrum", small_frame, tmp_path_factory.mktemp("run") / "spectrum", progress=False)
+
+
+def test_the_console_script_and_the_module_are_the_same():
+    module = subprocess.run([sys.executable, "-m", "afp", "--help"], capture_output=True, text=True)
+    script = subprocess.run([Path(sys.executable).parent / "afp", "--help"], capture_output=True, text=True)
+    assert module.returncode == script.returncode == 0
+    for command in COMMANDS:
+        assert command in module.stdout and command in script.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(afp, command):
+    result = afp(command, "--help")
+    assert result.code == 0 and f"{command} [OPTIONS]" in result.out and len(result.out) > 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["fit", "--detector", "oracle", "--manifest", "MANIFEST"], "'oracle'"),
+        (["fit", "--manifest", "nowhere.csv"], "nowhere.csv: no such manifest"),
+        (["fit", "--manifest", "BAD"], "row 2: label is 'maybe'"),
+        (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--fold", "7"], "fold: 7, expected 0 to 4"),
+        (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--fold", "one"], "--fold: 'one'"),
+        (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--without", "x"], "no generator 'x'"),
+        (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--set", "colour=1"], "'colour'"),
+        (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--set", "with_bytes=7"], "with_bytes is 7"),
+        (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--set", "with_bytes"], "expected name=value"),
+        (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--backbone", "x"], "'backbone'"),
+        (["fit", "--manifest", "MANIFEST", "--backbone", "no/such"], "no/such"),
+        (["score", "IMAGE", "--run", "nowhere"], "nowhere: no run here"),
+        (["score", "nothing.png", "--run", "RUN"], "nothing.png: no such file or folder"),
+        (["score", "IMAGE", "--run", "RUN", "--perturbation", "wobble:3"], "wobble"),
+        (["score", "IMAGE", "--run", "RUN", "--out", "BAD"], "not a scores table"),
+        (["evaluate", "nowhere.csv"], "nowhere.csv: no such scores table"),
+        (["evaluate", "BAD"], "columns missing"),
+        (["audit", "nowhere.csv"], "nowhere.csv: no such manifest"),
+        (["manifest", "nowhere"], "nowhere"),
+        (["manifest"], "--real-dir and --fake-dir"),
+        (["test"], "--img_path"),
+        (["test", "--img_path", "IMAGE", "--real_dir", "."], "--img_path"),
+        (["run", "99"], "notebook '99'"),
+        (["run"], "which notebook?"),
+        (["run", "00", "-p", "colour", "red"], "no parameter 'colour'"),
+        (["run", "00", "-p", "image"], "image"),
+    ],
+)
+def test_an_error_is_a_line_that_names_the_thing(
+    afp, arguments, named, small_manifest, run_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    picture(0).save("image.png")
+    pd.read_csv(small_manifest).assign(label="maybe").to_csv("bad.csv", index=False)
+    places = {"MANIFEST": small_manifest, "RUN": run_folder, "IMAGE": "image.png", "BAD": "bad.csv"}
+    result = afp(*[places.get(a, a) for a in arguments])
+    assert result.code == 2
+    assert named in result.err and "Traceback" not in result.err
+    assert result.err.startswith("error: ") and result.err.strip().count("\n") <= 20
+
+
+def test_folders_become_a_manifest(afp, tmp_path, monkeypatch):
+    monkeypatch.chdir(write_folders(tmp_path, n=10))
+    result = afp("manifest", ".", "--split", "--held-out", "half-twice", "--out", "m.csv")
+    assert result.code == 0 and "30 images: m.csv" in result.out
+    frame = read_manifest("m.csv")
+    assert frame["generator"].value_counts().to_dict() == {"real": 10, "half": 10, "half-twice": 10}
+    trained = frame[frame["split"].isin(["train", "validation"])]
+    assert set(trained["generator"]) == {"real", "half"}
+    assert (frame[frame["split"] != "none"].groupby("source")["split"].nunique() == 1).all()
+
+    again = afp("manifest", "--real-dir", "real", "--fake_dir", "fake/half", "--out", "n.parquet")
+    assert again.code == 0 and len(read_manifest("n.parquet")) == 20
+    unknown = afp("manifest", ".", "--held-out", "dalle")
+    assert unknown.code == 2 and "'dalle'" in unknown.err
+
+
+def test_two_folders_of_one_name_are_not_one_generator(afp, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("real", "a/fake", "b/fake"):
+        (tmp_path / name).mkdir(parents=True)
+        picture(0).save(tmp_path / name / "x.png")
+    result = afp("manifest", "--real-dir", "real", "--fake-dir", "a/fake", "--fake-dir", "b/fake")
+    assert result.code == 2 and "fake" in result.err and not Path("manifest.csv").exists()
+
+
+def test_audit_fails_loudly(afp, small_manifest, tmp_path):
+    clean = afp("audit", small_manifest)
+    assert clean.code == 0 and "FAIL" not in clean.out and "told apart by" in clean.out
+    frame = read_manifest(small_manifest).assign(split=["train"] * 18 + ["test"] * 18)
+    leaky = tmp_path / "leaky.csv"
+    frame.assign(path=frame["file"]).drop(columns="file").to_csv(leaky, index=False)
+    result = afp("audit", leaky)
+    assert result.code == 1 and "FAIL source leaks" in result.out
+
+
+def test_fit_score_evaluate(afp, small_manifest, small_frame, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fitted = afp("fit", "-d", "spectrum", "-m", small_manifest, "--out", "run")
+    assert fitted.code == 0 and "spectrum: 129 trained numbers" in fitted.out and "run: run" in fitted.out
+
+    scored = afp("score", small_manifest, "--run", "run", "--out", "s.csv", "--perturbation", "jpeg:75")
+    assert scored.code == 0 and "36 scored" in scored.out and "0 failed, 0 skipped: s.csv" in scored.out
+    table = runs.read_scores("s.csv")
+    assert set(table["perturbation"]) == {"jpeg:75"}
+
+    shown = afp("evaluate", "s.csv", "--out", "m.json")
+    assert shown.code == 0 and "half-twice" in shown.out
+    found = pd.DataFrame(json.loads(Path("m.json").read_text()))
+    pd.testing.assert_frame_equal(found, metrics.evaluate(table), check_dtype=False)
+    assert afp("evaluate", "s.csv", "--out", "m.csv").code == 0
+    found = pd.read_csv("m.csv", keep_default_na=False, na_values={"value": "", "low": "", "high": ""})
+    pd.testing.assert_frame_equal(found, metrics.evaluate(table), check_dtype=False)
+    markdown = afp("evaluate", "s.csv", "--markdown")
+    assert markdown.out.startswith("| generator |")
+    wrong = afp("evaluate", "s.csv", "--out", "m.xlsx")
+    assert wrong.code == 2 and "m.xlsx" in wrong.err
+
+
+def test_fit_over_all_folds_leaves_scores_and_metrics(afp, small_manifest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = afp("fit", "-d", "spectrum", "-m", small_manifest, "--out", "all", "--fold", "all")
+    assert result.code == 0 and "scores: all/scores.csv" in result.out and "half-twice" in result.out
+    found = pd.DataFrame(json.loads(Path("all/metrics.json").read_text()))
+    expected = metrics.evaluate(runs.read_scores("all/scores.csv"))
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+    again = afp("fit", "-d", "spectrum", "-m", small_manifest, "--out", "all", "--fold", "all")
+    assert again.out == result.out
+
+
+def test_scores_without_labels_cannot_be_evaluated_and_say_so(afp, run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture(0).save("a.png")
+    assert afp("score", "a.png", "--run", run_folder).code == 0
+    result = afp("evaluate", "scores.csv")
+    assert result.code == 2 and "label" in result.err and "Traceback" not in result.err
+
+
+def test_score_ends_with_1_if_a_file_failed(afp, run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
+    picture(0).save("images/good.png")
+    Path("images/bad.png").write_text("no image")
+    Path("images/notes.txt").write_text("a note")
+    result = afp("score", "images", "--run", run_folder)
+    assert result.code == 1
+    assert "1 scored" in result.out and "1 failed, 1 skipped" in result.out
+    assert "images/bad.png" in result.err and "Traceback" not in result.err
+    verdict = next(line for line in result.out.splitlines() if line.endswith("good.png"))
+    assert verdict.startswith(("FAKE", "real")) and "P(fake)" in verdict
+
+
+def test_the_papers_command_line(afp, run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in range(4):
+        for name, image in (("r", picture(i)), ("f", smoothed(picture(i)))):
+            Path(name).mkdir(exist_ok=True)
+            image.save(f"{name}/{i}.png")
+    one = afp("test", "--img_path", "f/0.png", "--run", run_folder)
+    assert one.code == 0 and "f/0.png: fake, P(fake) " in one.out
+
+    both = afp("test", "--real_dir", "r", "--fake_dir", "f", "--log", "log/log.txt", "--run", run_folder)
+    assert both.code == 0
+    for line in ("overall accuracy: ", "real accuracy: ", "fake accuracy: ", "called real, "):
+        assert line in both.out
+    assert Path("log/log.txt").read_text() == both.out
+    overall, real, fake = (
+        float(line.split(": ")[1].split("%")[0]) for line in both.out.splitlines() if "accuracy" in line
+    )
+    assert overall == pytest.approx((real + fake) / 2)
+    afp("test", "--real_dir", "r", "--log", "log/log.txt", "--run", run_folder)
+    assert Path("log/log.txt").read_text().count("overall accuracy") == 2
+
+    Path("r/bad.png").write_text("no image")
+    assert "error: " in (failing := afp("test", "--real_dir", "r", "--run", run_folder)).out
+    assert failing.code == 1 and "of 4" in failing.out
+
+
+def test_a_fresh_clone_says_to_build_the_demo(afp, tmp_path, monkeypatch):
+    monkeypatch.setenv("AFP_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    picture(0).save("a.png")
+    for arguments in (["score", "a.png"], ["test", "--img_path", "a.png"], ["fit"]):
+        result = afp(*arguments)
+        assert result.code == 2 and "`afp demo`" in result.err, arguments
+
+
+def test_the_demo_command_is_idempotent(afp, demo_manifest):
+    result = afp("demo")
+    assert result.code == 0 and str(demo_manifest) in result.out and "x4plus-anime" in result.out
