@@ -1,0 +1,90 @@
+"""Numbers that tell structure from noise, maps that repeat, and a page that no file name can break."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import picture
+
+from afp import feature_map, feature_map_figures
+
+
+@pytest.fixture(scope="module")
+def made_up():
+    """20 photographs with 4 real and 4 fake versions; features hold the photograph, and faintly the label."""
+    rng = np.random.default_rng(0)
+    source = np.repeat(np.arange(20), 8)
+    label = np.tile([0, 0, 0, 0, 1, 1, 1, 1], 20)
+    photo = rng.normal(0, 2, (20, 30))[source]
+    features = photo + rng.normal(0, 1, (160, 30))
+    features[:, 0] += 3 * label
+    return features, label, source
+
+
+def test_structure_is_found_and_noise_is_not(made_up):
+    features, label, source = made_up
+    found = feature_map.measure(feature_map.unit(features), label, source, k=5, n_permutations=50)
+    assert list(found.index) == list(feature_map.MEASURES)
+    assert found.loc["separability", "p"] < 0.05 and found.loc["separability", "value"] > 0.7
+    assert found["null"].between(-0.1, 0.6).all()
+    noise = np.random.default_rng(1).normal(size=features.shape)
+    chance = feature_map.measure(feature_map.unit(noise), label, source, k=5, n_permutations=50)
+    assert (chance["p"] > 0.02).all()
+    assert chance.loc["separability", "null"] == pytest.approx(0.5, abs=0.05)
+    photo = feature_map.measure(feature_map.unit(features), source, source, k=5, n_permutations=50)
+    assert list(photo.index) == ["purity", "silhouette"]
+    assert photo.loc["purity", "value"] > 0.8 > 5 * photo.loc["purity", "null"]
+
+
+def test_purity_counts_what_it_says():
+    features = np.eye(2)[[0, 0, 0, 1, 1, 1]] + 0.01 * np.random.default_rng(0).normal(size=(6, 2))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    label, source = [0, 0, 1, 1, 1, 0], [0, 1, 2, 0, 1, 2]
+    found = feature_map.measure(features, label, source, k=2, n_permutations=5)
+    assert found.loc["purity", "value"] == pytest.approx(2 * (1 + 1 + 0) / 12)
+
+
+def test_dealing_keeps_each_photographs_labels():
+    y, s = np.array([0, 1, 1, 0, 0, 1, 1, 1]), np.array([2, 0, 2, 0, 1, 1, 0, 2])
+    rng = np.random.default_rng(0)
+    dealt = [feature_map._deal(y, s, rng) for _ in range(30)]
+    for group in range(3):
+        assert all(sorted(d[s == group]) == sorted(y[s == group]) for d in dealt)
+    assert len({tuple(d) for d in dealt}) > 5
+
+
+def test_maps_repeat_and_refuse_bad_settings(made_up):
+    features = feature_map.unit(made_up[0])
+    for method in ("pca", "tsne"):
+        first, again = (feature_map.project(features, method, 10) for _ in range(2))
+        assert first.shape == (160, 2)
+        np.testing.assert_array_equal(first, again)
+    for bad in ({"method": "mds"}, {"method": "tsne", "neighbours": 1}, {"method": "umap", "neighbours": 100}):
+        with pytest.raises(ValueError, match=next(iter(bad)) if len(bad) == 1 else "neighbours"):
+            feature_map.project(features, **bad)
+    with pytest.raises(ValueError, match="k: 160"):
+        feature_map.measure(features, made_up[1], made_up[2], k=160)
+    with pytest.raises(ValueError, match="1 labels"):
+        feature_map.measure(features, np.zeros(160), made_up[2])
+
+
+def test_the_page_opens_offline_and_no_name_becomes_markup(tmp_path):
+    evil = "</script><img src=x onerror=alert(1)>.png"
+    rows = []
+    for i, generator in enumerate(["real", "<b>net</b>", "net"]):
+        file = tmp_path / f"{i}.png"
+        picture(i).save(file)
+        rows.append({"file": str(file), "path": f"{i} {evil}", "generator": generator, "kind": "k",
+                     "label": int(i > 0), "source": "<i>s</i>"})  # fmt: skip
+    xy = np.arange(6.0).reshape(3, 2)
+    page = feature_map_figures.write_page(xy, pd.DataFrame(rows), tmp_path / "new" / "map.html", "<u>t</u>")
+    text = page.read_text(encoding="utf-8")
+    for markup in (evil, "<b>net", "<i>s", "<u>t"):
+        assert markup not in text
+    assert not re.search(r"<script[^>]+src=|<link[^>]+href=", text)
+    assert text.count("data:image") >= 3
+    fig, table = feature_map_figures.maps({"a": xy}, pd.DataFrame(rows), ["label", "generator", "source"])
+    np.testing.assert_array_equal(table[["x", "y"]], xy)
