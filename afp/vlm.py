@@ -28,6 +28,7 @@ from .paths import ROOT
 from .vlm_tower import GivenTokens, VisionTower
 
 DEMO = "demo-vlm"  # the miniature InstructBLIP (self-pretrained), see afp.demo_vlm
+UNTRAINED = "demo-vlm-untrained"  # its control: the same with random weights
 DEMO_FOLDER = ROOT / "data" / DEMO
 STATISTICS = "token_statistics.safetensors"
 ALIASES = {
@@ -167,7 +168,8 @@ def load_vlm(
     pixel_mean: Sequence[float] | None = None,
     pixel_std: Sequence[float] | None = None,
 ) -> Vlm:
-    """Load a frozen InstructBLIP: `demo-vlm`, an alias, a hub name, or a folder of `save_pretrained`.
+    """Load a frozen InstructBLIP: `demo-vlm` (or its control `demo-vlm-untrained`), an alias, a hub name, or
+    a folder of `save_pretrained`.
 
     Args:
         device: torch device; `meta` builds the model from its config alone, without weights.
@@ -179,7 +181,8 @@ def load_vlm(
 
     Notebook: 02_train_soft_prompt
     """
-    source = str(DEMO_FOLDER) if name == DEMO else ALIASES.get(name, name)
+    is_demo = name in (DEMO, UNTRAINED)
+    source = str(DEMO_FOLDER) if is_demo else ALIASES.get(name, name)
     device = torch.device(device) if device else best_device()
     config = _config(name, source)
     if dtype == "auto":
@@ -195,6 +198,10 @@ def load_vlm(
         if device.type == "meta":
             with torch.device("meta"):
                 model = InstructBlipForConditionalGeneration(config)
+        elif name == UNTRAINED:
+            from .demo_vlm import untrained
+
+            model = untrained(seed=0)
         else:
             model = InstructBlipForConditionalGeneration.from_pretrained(
                 source,
@@ -205,7 +212,7 @@ def load_vlm(
             )
         tokenizer = AutoTokenizer.from_pretrained(source)
         qformer_tokenizer = AutoTokenizer.from_pretrained(source, subfolder="qformer_tokenizer")
-        processor = None if name == DEMO else AutoImageProcessor.from_pretrained(source, backend="pil")
+        processor = None if is_demo else AutoImageProcessor.from_pretrained(source, backend="pil")
     except (OSError, ImportError) as error:
         raise VlmError(_cannot_load(name, source, error)) from error
     if device_map is None and quantised is None:
@@ -213,13 +220,13 @@ def load_vlm(
     model.requires_grad_(False).eval()
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if name == DEMO:
+    if is_demo:
         tower, output = load_backbone("demo-clip"), "cls"
     else:
         tower, output = VisionTower(name, model.vision_model, processor), "tokens"
     if pixel_mean is not None:
         tower = replace(tower, image_processor=_restated(tower.image_processor, pixel_mean, pixel_std))
-    statistics = load_file(Path(source) / STATISTICS, device=str(device)) if name == DEMO else {}
+    statistics = load_file(Path(source) / STATISTICS, device=str(device)) if is_demo else {}
     model.vision_model = GivenTokens(**statistics)
     return Vlm(name, model, tokenizer, qformer_tokenizer, tower, output, config.text_config.vocab_size)
 

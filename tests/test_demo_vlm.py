@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from transformers import InstructBlipForConditionalGeneration
+
+from afp import vlm
+from afp.demo_vlm import untrained
+from afp.demo_vlm_data import CHANGES, MEASURED, TILE, color, measure, picture, plan
+from afp.demo_vlm_questions import ALL, SIMPLE, WORDS, Questions, truths
+
+
+@pytest.fixture(scope="module")
+def original() -> Image.Image:
+    """Something with edges, shades and colours."""
+    y, x = np.mgrid[:400, :500]
+    waves = [127 + 80 * np.sin(x / p + y / 37) + 40 * (x // 40 % 2) for p in (5, 17, 41)]
+    return Image.fromarray(np.stack(waves, axis=2).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def table(original) -> pd.DataFrame:
+    rows = []
+    for i, change, seed in plan(["photo", "drawing"], 150):
+        image = picture(original, change, seed)
+        rows.append(
+            {"kind": ("photo", "drawing")[i], "change": change, "color": color(image)} | measure(image)
+        )
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def quantiles(table):
+    return table[list(MEASURED)].quantile([1 / 3, 2 / 3])
+
+
+def test_every_change_changes_and_repeats(original):
+    plain = np.asarray(picture(original, "nothing", 3), float)
+    for change in CHANGES:
+        image = picture(original, change, 3)
+        assert image.size == (TILE, TILE) and image == picture(original, change, 3)
+        assert (np.abs(np.asarray(image, float) - plain).mean() > 0.3) == (change != "nothing"), change
+
+
+def test_measures_are_finite_even_on_one_colour():
+    for value in (0, 255):
+        assert np.isfinite(list(measure(Image.new("RGB", (TILE, TILE), (value,) * 3)).values())).all()
+
+
+def test_no_word_says_whether_a_generator_made_it():
+    given_away = {
+        "fake",
+        "generated",
+        "synthetic",
+        "ai",
+        "natural",
+        "untouched",
+        "artificial",
+        "gan",
+        "network",
+    }
+    assert not given_away & set(WORDS) and len(WORDS) == len(set(WORDS))
+
+
+def test_real_means_photograph_whatever_was_done_to_it(table, quantiles):
+    facts = truths(table, quantiles)
+    assert ((facts["real"] == 1) == (table["kind"] == "photo")).all()
+    assert table.loc[facts["real"] == 1, "change"].nunique() > 10
+
+
+def test_answers_are_true_and_balanced(table, quantiles):
+    asked, facts = Questions(table, quantiles), truths(table, quantiles)
+    for kind in ALL:
+        drawn = [asked.draw(kind, np.random.default_rng(i)) for i in range(200)]
+        assert all(w in WORDS for _, text, answer in drawn for w in [*text[:-1].split(), answer])
+        if kind in ("change", "color"):
+            assert all(answer == table[kind][row] for row, _, answer in drawn)
+            continue
+        yes = np.mean([answer == "yes" for _, _, answer in drawn])
+        assert 0.2 < yes < 0.85, kind
+        if kind == "single":
+            for row, text, answer in drawn:
+                assert facts[text[:-1].split()[-1]][row] == (answer == "yes")
+    assert sum(ALL.values()) == pytest.approx(1) and sum(SIMPLE.values()) == pytest.approx(1)
+
+
+def test_the_queries_differ_before_training():
+    assert untrained(0).query_tokens.std(1).min() > 0
+
+
+def test_the_committed_miniature_is_an_instructblip_that_answers(monkeypatch):
+    _, info = InstructBlipForConditionalGeneration.from_pretrained(vlm.DEMO_FOLDER, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    monkeypatch.setattr(vlm, "load_backbone", lambda name: None)
+    loaded = vlm.load_vlm("demo-vlm", device="cpu")
+    mean, std = loaded.model.vision_model.mean, loaded.model.vision_model.std
+    tokens = mean + std * torch.randn(4, *mean.shape, generator=torch.Generator().manual_seed(0))
+    assert set(loaded.ask(tokens, "Is this photo real?")) <= {"yes", "no"}
+    assert set(loaded.ask(tokens, "What was done to this photo?")) <= set(CHANGES)
+    examined = pd.read_csv(vlm.DEMO_FOLDER / "vqa.csv").set_index("question")
+    assert examined["right"]["change"] > 0.6 and examined["right"]["single"] > 0.7
