@@ -19,6 +19,7 @@ from .paths import ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
 KERNEL = "python3"
+WIDGET = "application/vnd.jupyter.widget-view+json"  # shows nothing without its state, which is not stored
 _PARAMETER = re.compile(r"^(\w+)\s*(?::\s*([^=#]+?))?\s*=\s*(.+?)(?:\s+#\s*(.*))?$")
 
 
@@ -160,7 +161,7 @@ def _clean(notebook: nbformat.NotebookNode) -> None:
         if cell.metadata.get("tags") == []:
             cell.metadata.pop("tags")
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})]
             for output in cell.outputs:
                 _shrink(output.get("data", {}))
 

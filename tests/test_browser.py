@@ -21,6 +21,7 @@ from afp.workbook import NOTEBOOKS
 
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -97,7 +98,19 @@ def test_the_first_notebook_runs_in_jupyterlab(lab, browser, demo_manifest):
     assert not errors, errors[0].text
     widths = "return [...document.querySelectorAll('.jp-OutputArea img')].map(i => i.naturalWidth)"
     assert max(browser.execute_script(widths)) > 300
+    _move_a_slider(browser, wait)
     assert requested(browser) == {"http://127.0.0.1"}
+
+
+def _move_a_slider(browser, wait) -> None:
+    answers = "return [...document.querySelectorAll('.widget-html-content')].map(e => e.textContent)"
+    wait.until(lambda b: any("P(fake)" in text for text in b.execute_script(answers)))
+    before = browser.execute_script(answers)
+    handle = browser.find_elements(By.CSS_SELECTOR, ".widget-slider .noUi-handle")[0]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", handle)
+    handle.send_keys(Keys.END)
+    wait.until(lambda b: b.execute_script(answers) != before)
+    assert "blur:3" in " ".join(browser.execute_script(answers))
 
 
 def _menu(browser, menu: str, item: str) -> None:

@@ -1,0 +1,46 @@
+"""A slider does what it shows, and what the static figure shows too."""
+
+from __future__ import annotations
+
+import io
+
+import ipywidgets
+import pytest
+from PIL import Image
+
+from afp import detectors, widgets
+
+
+@pytest.fixture(scope="module")
+def detector(small_frame):
+    train, validation = (small_frame[small_frame["split"] == s] for s in ("train", "validation"))
+    return detectors.create("spectrum").fit(train, validation, progress=False)
+
+
+@pytest.fixture
+def image(small_frame):
+    return small_frame[small_frame["generator"] == "half"].iloc[[0]]
+
+
+@pytest.mark.parametrize(
+    ("blur", "quality", "spec"),
+    [(0, 100, "none"), (1.5, 100, "blur:1.5"), (0, 30, "jpeg:30"), (0.25, 95, "blur:0.25+jpeg:95")],
+)
+def test_sliders_mean_a_perturbation(blur, quality, spec):
+    assert widgets.perturbation(blur, quality) == spec
+
+
+def test_moving_a_slider_changes_the_picture_and_the_score_as_the_detector_gives_it(detector, image):
+    blur, quality, picture, answer = widgets.sliders(detector, image).children
+    assert isinstance(blur, ipywidgets.FloatSlider)
+    assert f"{detector.score(image)[0]:.3f}" in answer.value
+    before = picture.value
+    blur.value, quality.value = 2.0, 20
+    assert f"{detector.score(image, 'blur:2+jpeg:20')[0]:.3f}" in answer.value and "blur:2+jpeg:20" in answer.value
+    assert picture.value != before and Image.open(io.BytesIO(picture.value)).size == (256, 256)
+
+
+def test_the_static_figure_has_the_same_scores(detector, image):
+    fig, table = widgets.ladder(detector, image, ("none", "jpeg:30"))
+    assert table["score"].tolist() == [detector.score(image, spec)[0] for spec in ("none", "jpeg:30")]
+    assert [ax.get_title()[:4] for ax in fig.axes] == ["none", "jpeg"]
