@@ -16,6 +16,9 @@ _CLASSES = {
     "linear-probe": "linear_probe.LinearProbe",
     "metadata": "metadata.Metadata",
     "spectrum": "spectrum.Spectrum",
+    "vlm-zero-shot": "vlm_zero_shot.VlmZeroShot",
+    "vlm-prompt": "vlm_prompt.VlmPrompt",
+    "vlm-lora": "vlm_lora.VlmLora",
 }
 NAMES = tuple(_CLASSES)
 
