@@ -1,0 +1,91 @@
+"""Repeated fits for the comparisons of notebooks 03 and 07: each with another seed and another fold."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from . import detectors, runs
+from .detectors import Detector
+from .manifest import use_fold
+from .metrics import evaluate
+
+N_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One fit: the detector, its scores of the test fold, the seconds of the fit, the megabytes of its folder."""
+
+    detector: Detector
+    scores: pd.DataFrame
+    n_train: int
+    seconds: float
+    mb: float
+
+    def held_out(self, kind: str = "all", metric: str = "auc", against: str = "real") -> float:
+        """Mean of a metric over the held-out generators of a kind. Raises ValueError if there is no such row."""
+        found = evaluate(self.scores, n_boot=0)
+        wanted = {"group": "mean held-out", "kind": kind, "metric": metric, "against": against}
+        rows = found[np.logical_and.reduce([found[column] == value for column, value in wanted.items()])]
+        if len(rows) != 1:
+            raise ValueError(f"{wanted}: {len(rows)} rows in the metrics, expected one")
+        return rows["value"].item()
+
+
+def attempt(
+    name: str,
+    frame: pd.DataFrame,
+    seed: int,
+    config: dict,
+    *,
+    photos: int | None = None,
+    shots: int | None = None,
+    progress: bool = False,
+) -> Attempt:
+    """Fit a detector on fold ``seed`` modulo 5 and score the fold's test images.
+
+    The seed goes to the detector too, where its training draws from one.
+
+    Args:
+        frame: a manifest that is not split yet, or whose split may be dealt anew.
+        photos, shots: see `fewer`.
+
+    Notebook: 03_adapt_clip
+    """
+    part = use_fold(frame, seed % N_FOLDS, N_FOLDS)
+    train = fewer(part[part["split"] == "train"], photos, shots, seed)
+    drawn = "preset" in detectors.detector_class(name).__dataclass_fields__ or config.get("recipe") == "paper"
+    detector = detectors.create(name, **config, **({"seed": seed} if drawn else {}))
+    started = time.perf_counter()
+    detector.fit(train, part[part["split"] == "validation"], progress=progress)
+    seconds = time.perf_counter() - started
+    with tempfile.TemporaryDirectory() as folder:
+        size = sum(f.stat().st_size for f in detector.save(folder).rglob("*") if f.is_file()) / 1e6
+    scores = runs.score_frame(detector, part[part["split"] == "test"], progress=progress)
+    return Attempt(detector, scores, len(train), seconds, size)
+
+
+def fewer(rows: pd.DataFrame, photos: int | None, shots: int | None, seed: int) -> pd.DataFrame:
+    """Rows of some photographs, of some tiles a generator of every photograph, or both; drawn by ``seed``.
+
+    Notebook: 07_vary_training_size
+    """
+    drawn = rows.sample(frac=1, random_state=seed)
+    if photos is not None:
+        drawn = drawn[drawn["source"].isin(drawn["source"].unique()[:photos])]
+    return drawn if shots is None else drawn.groupby(["source", "generator"]).head(shots)
+
+
+def half_width(values: pd.Series) -> float:
+    """Half the width of Student's 95 % interval of the mean; NaN for a single value.
+
+    Notebook: 03_adapt_clip
+    """
+    n = values.count()
+    return float(stats.t.ppf(0.975, n - 1) * values.std() / n**0.5) if n > 1 else float("nan")

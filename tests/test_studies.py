@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from afp import studies
+from afp.manifest import use_fold
+
+
+@pytest.fixture
+def frame():
+    rows = [
+        (f"{g}/{s}_{i}", int(g not in ("real", "control")), g, f"photo{s}", split)
+        for s in range(10)
+        for g, split in (("real", "train"), ("control", "train"), ("seen", "train"), ("unseen", "none"))
+        for i in range(3)
+    ]
+    frame = pd.DataFrame(rows, columns=["path", "label", "generator", "source", "split"])
+    return frame.assign(kind="GAN", sha256=frame["path"], file=frame["path"])
+
+
+def test_fewer_draws_photographs_or_tiles(frame):
+    train = use_fold(frame, 0).query("split == 'train'")
+    some = studies.fewer(train, 2, None, seed=1)
+    assert some["source"].nunique() == 2 and len(some) == 2 * 3 * 3
+    shots = studies.fewer(train, None, 1, seed=1)
+    assert (shots.groupby(["source", "generator"]).size() == 1).all()
+    assert set(shots["source"]) == set(train["source"])
+    assert set(studies.fewer(train, 2, None, seed=2)["path"]) != set(some["path"])
+    assert sorted(studies.fewer(train, None, None, seed=0)["path"]) == sorted(train["path"])
+
+
+def test_half_width_is_student_s():
+    values = pd.Series([0.7, 0.8, 0.85, 0.9])
+    low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
+    assert studies.half_width(values) == pytest.approx((high - low) / 2)
+    assert np.isnan(studies.half_width(values[:1]))
+
+
+def test_held_out_takes_one_row_of_the_metrics(frame):
+    rng = np.random.default_rng(0)
+    scores = frame.assign(score=rng.uniform(size=len(frame)), threshold=0.5, error="", perturbation="none")
+    scores = scores.assign(detector="x", seen=(scores["generator"] == "seen").astype(int))
+    one = studies.Attempt(None, scores, 0, 0.0, 0.0)
+    fake, real = (scores.loc[scores["generator"] == g, "score"].to_numpy() for g in ("unseen", "real"))
+    assert one.held_out("GAN") == pytest.approx((fake[:, None] > real).mean())
+    with pytest.raises(ValueError, match="0 rows in the metrics"):
+        one.held_out("no such kind")
