@@ -109,15 +109,15 @@ def execute(path: Path, values: dict[str, str] | None = None, out: Path | None =
             str(working),
             parameters={k: _value(v) for k, v in values.items()},
             kernel_name=KERNEL,
+            language="python",
             cwd=str(NOTEBOOKS),
             progress_bar=False,
             log_output=False,
         )
     except PapermillExecutionError as error:
-        working.replace(target.with_suffix(".failed.ipynb"))
-        raise WorkbookError(
-            f"{path.name}: cell {error.cell_index} failed\n{error}\nsee {target.with_suffix('.failed.ipynb')}"
-        ) from None
+        failed = target.with_name(f"failed-{target.name}")  # no number in front: not one of the workbook's
+        working.replace(failed)
+        raise WorkbookError(f"{path.name}: cell {error.cell_index} failed\n{error}\nsee {failed}") from None
     notebook = nbformat.read(working, as_version=4)
     working.unlink()
     _clean(notebook)
