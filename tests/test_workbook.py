@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
+
+from afp import cli, workbook
+from afp.workbook import WorkbookError
+
+TAG = {"tags": ["parameters"]}
+PARAMETERS = "n: int = 3  # how many\nname: str = 'x'  # whose # one\n\n# a comment\nrate: float = 0.5"
+
+
+def write(folder: Path, *cells: str, parameters: str = PARAMETERS, name: str = "50_try_this.ipynb") -> Path:
+    notebook = new_notebook(
+        cells=[
+            new_markdown_cell("# A question"),
+            new_code_cell(parameters, metadata=TAG),
+            *map(new_code_cell, cells),
+        ]
+    )
+    nbformat.write(notebook, folder / name)
+    return folder / name
+
+
+def printed(path: Path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(o.get("text", "") for c in cells if c.cell_type == "code" for o in c.outputs)
+
+
+def test_parameters_are_read_with_their_help(tmp_path):
+    found = workbook.parameters(write(tmp_path))
+    assert found == {"n": "how many", "name": "whose # one", "rate": ""}
+
+
+def test_a_notebook_without_one_parameters_cell_is_refused(tmp_path):
+    path = write(tmp_path)
+    notebook = nbformat.read(path, as_version=4)
+    for cells, count in ((notebook.cells[:1], 0), ([*notebook.cells, notebook.cells[1]], 2)):
+        nbformat.write(new_notebook(cells=[c.copy() for c in cells]), tmp_path / "m.ipynb")
+        with pytest.raises(WorkbookError, match=rf"m\.ipynb: {count} cells tagged 'parameters', expected 1"):
+            workbook.parameters(tmp_path / "m.ipynb")
+    with pytest.raises(WorkbookError, match=r"parameter line .print"):
+        workbook.parameters(write(tmp_path, parameters="n = 3\nprint('x')"))
+
+
+def test_a_run_takes_parameters_with_their_types(tmp_path):
+    path = write(tmp_path, "print([n, name, rate, extra])", parameters=PARAMETERS + "\nextra = ''")
+    before = path.read_bytes()
+    values = {"n": "7", "name": "a b=c", "rate": "1e-3", "extra": "none"}
+    done = workbook.execute(path, values, tmp_path / "out")
+    assert done == tmp_path / "out" / path.name
+    assert printed(done).strip() == "[7, 'a b=c', 0.001, None]"
+    assert path.read_bytes() == before
+    again = workbook.execute(path, {"extra": "true"}, tmp_path / "out")
+    assert printed(again).strip() == "[3, 'x', 0.5, True]"
+
+
+def test_an_unknown_parameter_runs_nothing(tmp_path):
+    path = write(tmp_path, f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(WorkbookError, match="no parameter 'm', expected n, name, rate"):
+        workbook.execute(path, {"m": "1"}, tmp_path / "out")
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_notebook_runs_with_this_python_in_the_notebooks_folder(tmp_path):
+    path = write(tmp_path, "import os, sys; print(sys.executable); print(os.getcwd())")
+    python, cwd = printed(workbook.execute(path, out=tmp_path / "out")).split("\n")[:2]
+    assert Path(python).samefile(sys.executable) and Path(cwd) == workbook.NOTEBOOKS
+
+
+def test_in_place_keeps_the_source_and_takes_no_parameters(tmp_path):
+    path = write(tmp_path, "print(n)", "import sys; print('progress', file=sys.stderr)")
+    sources = [c.source for c in nbformat.read(path, as_version=4).cells]
+    with pytest.raises(WorkbookError, match="in place"):
+        workbook.execute(path, {"n": "1"})
+    assert workbook.execute(path) == path and printed(path) == "3\n"
+    notebook = nbformat.read(path, as_version=4)
+    assert [c.source for c in notebook.cells] == sources
+    assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+    assert str(tmp_path) not in path.read_text() and sys.executable not in path.read_text()
+    assert sorted(f.name for f in tmp_path.iterdir()) == [path.name]
+    first = [c.get("outputs") for c in notebook.cells]
+    workbook.execute(path)
+    assert [c.get("outputs") for c in nbformat.read(path, as_version=4).cells] == first
+
+
+def test_a_failing_cell_is_shown_and_kept(tmp_path, monkeypatch, capsys):
+    path = write(tmp_path, "print('before')", "values = {}\nvalues['lost key']", "print('after')")
+    monkeypatch.setattr(sys, "argv", ["afp", "run", str(path), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    shown = capsys.readouterr().err
+    assert stop.value.code not in (0, None)
+    assert "KeyError" in shown and "lost key" in shown and "values['lost key']" in shown
+    assert "50_try_this.ipynb: cell" in shown
+    assert not (tmp_path / "out" / path.name).exists()
+    kept = tmp_path / "out" / f"failed-{path.name}"
+    assert str(kept) in shown and printed(kept).strip() == "before"
+
+
+def test_a_failed_run_in_place_leaves_the_notebook_and_adds_none(tmp_path, monkeypatch):
+    path = write(tmp_path, "1 / 0")
+    before = path.read_bytes()
+    monkeypatch.setattr(workbook, "NOTEBOOKS", tmp_path)
+    with pytest.raises(WorkbookError, match="ZeroDivisionError"):
+        workbook.execute(path)
+    assert path.read_bytes() == before and workbook.find([], everything=True) == [path]
+
+
+def test_a_foreign_kernel_is_refused(tmp_path, monkeypatch):
+    kernel = tmp_path / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    argv = ["/opt/other/bin/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "other", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    with pytest.raises(WorkbookError, match=r"kernel 'python3' is /opt/other/bin/python"):
+        workbook.execute(write(tmp_path), out=tmp_path / "out")
+
+
+def test_notebooks_are_found_by_number_name_and_path(tmp_path, monkeypatch):
+    names = ["00_one.ipynb", "01_two.ipynb", "01_too.ipynb"]
+    paths = {n: write(tmp_path, name=n) for n in names}
+    write(tmp_path, name="failed-00_one.ipynb")
+    monkeypatch.setattr(workbook, "NOTEBOOKS", tmp_path)
+    assert workbook.find([], everything=True) == sorted(paths.values())
+    for name in ("00", "00_one", "00_one.ipynb", str(paths["00_one.ipynb"])):
+        assert workbook.find([name]) == [paths["00_one.ipynb"]]
+    for name in ("01", "02", "one", "nowhere/00_two.ipynb"):
+        with pytest.raises(WorkbookError, match=f"notebook '{name}'.*01_two"):
+            workbook.find([name])
+    with pytest.raises(WorkbookError, match=r"(?s)which notebook.*00_one"):
+        workbook.find([])
+
+
+def test_large_pictures_are_made_small(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    path = write(
+        tmp_path, "from IPython.display import Image, display", f"display(Image({str(tmp_path / 'noise.png')!r}))"
+    )
+    done = workbook.execute(path, out=tmp_path / "out")
+    assert done.stat().st_size < (tmp_path / "noise.png").stat().st_size / 2
+    data = nbformat.read(done, as_version=4).cells[-1].outputs[0].data
+    (kind,) = [k for k in data if k.startswith("image/")]
+    with Image.open(io.BytesIO(base64.b64decode(data[kind]))) as picture:
+        assert picture.size == (300, 300)
