@@ -54,9 +54,9 @@ def sliders(detector: Detector, image: pd.DataFrame) -> ipywidgets.Widget:
         spec = perturbation(blur.value, quality.value)
         buffer = io.BytesIO()
         _prepare(detector, image, spec).save(buffer, "png")
+        picture.value = buffer.getvalue()
         score = float(detector.score(image, spec)[0])
         verdict = "fake" if score >= detector.threshold_ else "real"
-        picture.value = buffer.getvalue()
         answer.value = (
             f"<b>{verdict}</b>: P(fake) = {score:.3f}, threshold {detector.threshold_:.3f} (<code>{spec}</code>)"
         )

@@ -141,7 +141,8 @@ def test_no_file_holds_a_path_of_one_machine():
     files += [f for f in [*ROOT.iterdir(), *(ROOT / "data").iterdir()] if f.is_file()]
     found = {}
     for file in files:
-        if file.suffix not in suffixes or "__pycache__" in file.parts or ".ipynb_checkpoints" in file.parts:
+        hidden = any(part.startswith((".", "__")) for part in file.relative_to(ROOT).parts[1:])
+        if file.suffix not in suffixes or hidden:
             continue
         for match in pattern.finditer(file.read_text(encoding="utf-8", errors="replace")):
             if file != Path(__file__):
