@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .screen import pair
+from .screen import pair, print_findings
 
 
 def run(
@@ -16,17 +16,30 @@ def run(
     parameters: Annotated[
         list[str] | None, typer.Option("-p", "--parameter", help="Parameter: NAME VALUE (repeatable).")
     ] = None,
+    params: Annotated[
+        Path | None, typer.Option(help="YAML: notebook, and its parameters under it; -p goes before.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the executed notebooks.")] = Path("executed"),
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Write the outputs into the notebook itself.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run nothing: say what is missing and what it would cost.")
+    ] = False,
 ) -> None:
     """Execute notebooks headlessly with papermill. Stops at the first failing cell and shows its traceback."""
-    from .. import workbook
+    from .. import plan, workbook
 
     values = dict(pair("-p", text) for text in parameters or [])
-    for path in workbook.find(notebooks or [], everything):
-        workbook.execute(path, values, None if in_place else out)
+    given = plan.read_parameters(params) if params else {}
+    paths = workbook.find(notebooks or [], everything)
+    merged = {path.stem: given.get(path.stem, {}) | values for path in paths}
+    if dry_run:
+        if not print_findings(plan.checks(paths, merged)):
+            raise typer.Exit(1)
+        return
+    for path in paths:
+        workbook.execute(path, merged[path.stem], None if in_place else out)
 
 
 def gallery(
