@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from . import data, detect, notebooks
+from . import attack, data, detect, notebooks
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,6 +18,7 @@ for command in (data.doctor, data.demo, data.manifest, data.audit):
     app.command()(command)
 for command in (detect.fit, detect.score, detect.evaluate, detect.test):
     app.command()(command)
+app.command()(attack.attack)
 for command in (notebooks.run, notebooks.gallery):
     app.command()(command)
 
