@@ -86,5 +86,5 @@ def test_the_page_opens_offline_and_no_name_becomes_markup(tmp_path):
         assert markup not in text
     assert not re.search(r"<script[^>]+src=|<link[^>]+href=", text)
     assert text.count("data:image") >= 3
-    fig, table = feature_map_figures.maps({"a": xy}, pd.DataFrame(rows), ["label", "generator", "source"])
+    _fig, table = feature_map_figures.maps({"a": xy}, pd.DataFrame(rows), ["label", "generator", "source"])
     np.testing.assert_array_equal(table[["x", "y"]], xy)
