@@ -38,17 +38,24 @@ class Tower(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1).to(backbone.device))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.read(self.embed(pixels))
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels to what the first block reads: (b, 1 + patches, D), the class token first."""
         if pixels.shape[-1] != self.size:
             for shape in ((pixels.shape[-2], self.size), (self.size, self.size)):
                 pixels = interpolate(pixels, shape, mode="bicubic", antialias=True).clamp(0, 1)
                 pixels = pixels + ((pixels * 255).round() / 255 - pixels).detach()
         pixels = ((pixels - self.mean) / self.std).to(self.projection.weight.dtype)
-        if self.block is None:
-            return self.projection(self.vision(pixel_values=pixels).pooler_output).float()
-        states = self.vision.pre_layrnorm(self.vision.embeddings(pixels))
+        return self.vision.pre_layrnorm(self.vision.embeddings(pixels))
+
+    def read(self, states: torch.Tensor) -> torch.Tensor:
+        """What the first block reads to the tower's output."""
         for layer in self.vision.encoder.layers[: self.block]:  # what comes after is not worth its gradient
             states = layer(states, attention_mask=None)
             states = states[0] if isinstance(states, tuple) else states
+        if self.block is None:
+            return self.projection(self.vision.post_layernorm(states[:, 0])).float()
         return states[:, 0].float()
 
 
@@ -65,8 +72,12 @@ class ProbeVictim(nn.Module):
         self.bias = bias
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        z = self.tower(pixels) @ self.weight + self.bias
+        z = self.logit(self.tower.embed(pixels))
         return torch.stack([torch.zeros_like(z), z], dim=1)
+
+    def logit(self, states: torch.Tensor) -> torch.Tensor:
+        """The logit of "fake" (b,) from what the first block reads."""
+        return self.tower.read(states) @ self.weight + self.bias
 
 
 class PrototypeVictim(nn.Module):

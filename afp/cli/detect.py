@@ -65,12 +65,19 @@ def score(
         str, typer.Option(help="Such as jpeg:75, blur:1 or rescale:0.5+jpeg:75.")
     ] = "none",
     html: Annotated[Path | None, typer.Option(help="Page with thumbnails and explanations to write.")] = None,
+    explain: Annotated[
+        Path | None, typer.Option(help="Folder for pictures of where a linear probe looks: red fake, blue real.")
+    ] = None,
 ) -> None:
     """Score images with a run: P(fake), a row each. Exit 1 if any could not be read."""
-    from .. import perturbations, report, runs
+    from .. import detectors, perturbations, report, runs
 
     perturbation = perturbations.check(perturbation)
     folder = _run(run)
+    if explain:
+        from ..explain import explainable, write_overlays
+
+        explainable(detector := detectors.load(folder))  # refused before any work
     frame, skipped = _frame(paths)
     table = runs.score_to_csv(folder, frame, out, perturbation=perturbation)
     failed = table[table["error"] != ""]
@@ -85,6 +92,9 @@ def score(
     )
     if html:
         typer.echo(f"report: {report.write_html(table, frame, folder, html)}")
+    if explain:
+        shown = frame[frame["path"].isin(good["path"])]
+        typer.echo(f"overlays: {len(write_overlays(detector, shown, explain, perturbation))} in {explain}")
     if len(failed):
         raise typer.Exit(1)
 

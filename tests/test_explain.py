@@ -1,0 +1,91 @@
+"""Maps of evidence: they sum to the logit, and what they claim is measured against chance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import picture
+from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from typer.testing import CliRunner
+
+from afp import detectors, explain, victims
+from afp.cli import app
+from afp.detectors import DetectorError
+
+
+@pytest.fixture(scope="module")
+def probe(small_frame, tmp_path_factory):
+    """A linear probe on a CLIP image tower of three narrow blocks."""
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
+                              image_size=32, patch_size=8, projection_dim=16)  # fmt: skip
+    folder = tmp_path_factory.mktemp("tiny")
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    parts = [small_frame[small_frame["split"] == s] for s in ("train", "validation")]
+    return detectors.create("linear-probe", backbone=str(folder), block="2", c=[1.0]).fit(*parts, progress=False)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [picture(i, 64) for i in range(4)]
+
+
+def test_relevances_sum_to_what_the_patches_add(probe, images):
+    victim = victims.ProbeVictim(probe, dtype="float32")
+    maps = explain.relevance(victim, images, n_steps=64)
+    assert maps.shape == (4, 4, 4)
+    with torch.no_grad():
+        states = victim.tower.embed(victims.to_pixels(images))
+        added = victim.logit(states) - victim.logit(explain._baseline(states))
+    np.testing.assert_allclose(maps.sum((1, 2)), added, rtol=0.02, atol=0.01)
+
+
+def test_deletion_measures_the_move_towards_the_other_decision(probe, images):
+    victim = victims.ProbeVictim(probe, dtype="float32")
+    maps = explain.relevance(victim, images, n_steps=16)
+    found = explain.deletion(victim, images, maps, 0.25)
+    upside_down = explain.deletion(victim, images, -maps, 0.25)
+    assert (found["relevant"] > upside_down["relevant"]).all()
+    assert explain.faithfulness(found, list("abcd")).value > explain.faithfulness(upside_down, list("abcd")).value
+    with pytest.raises(ValueError, match=r"share: 1\.5"):
+        explain.deletion(victim, images, maps, 1.5)
+
+
+def test_the_interval_is_over_sources():
+    deleted = pd.DataFrame({"relevant": [1.0, 1.0, 3.0, 3.0], "random": 0.0})
+    found = explain.faithfulness(deleted, ["a", "a", "b", "b"])
+    assert (found.value, found.low, found.high) == (2.0, 1.0, 3.0)
+
+
+def test_pointing_is_the_chance_to_be_inside():
+    mask = Image.fromarray(np.kron([[255, 0], [0, 0]], np.ones((32, 32))).astype(np.uint8))
+    of_image = np.zeros((4, 4))
+    of_image[:2, :2] = 1
+    assert explain.pointing(of_image, mask) == 1
+    assert explain.pointing(-of_image, mask) == 0
+    assert np.isnan(explain.pointing(of_image, Image.new("L", (64, 64), 255)))
+
+
+def test_an_overlay_is_red_where_fake_and_blue_where_real(images):
+    of_image = np.array([[1.0, 0.0], [0.0, -1.0]])
+    shown = np.asarray(explain.overlay(Image.new("RGB", (64, 64), "gray"), of_image), int)
+    assert shown[0, 0, 0] > shown[0, 0, 2] and shown[-1, -1, 2] > shown[-1, -1, 0]
+    assert explain.overlay(images[0], np.zeros((2, 2))).size == images[0].size
+
+
+def test_the_command_writes_an_overlay_for_each_readable_image(probe, small_manifest, tmp_path):
+    run, images = probe.save(tmp_path / "run"), tmp_path / "images"
+    images.mkdir()
+    picture(1).save(images / "a <b>.png")
+    (images / "broken.png").write_bytes(b"nothing")
+    arguments = ["score", str(images), "--run", str(run), "--out", str(tmp_path / "s.csv")]
+    result = CliRunner().invoke(app, [*arguments, "--explain", str(tmp_path / "maps")])
+    assert result.exit_code == 1 and "overlays: 1" in result.output
+    assert [f.name for f in (tmp_path / "maps").iterdir()] == ["0000-a__b_.png"]
+    other = detectors.create("spectrum")
+    with pytest.raises(DetectorError, match="explain: spectrum"):
+        explain.explainable(other)
