@@ -167,8 +167,8 @@ def score_to_csv(
 ) -> pd.DataFrame:
     """Score a frame with a run, row by row into a CSV that survives an interruption.
 
-    Rows already in ``out`` (same path, hash and perturbation) are kept and not computed again; a half-written
-    last row is dropped. The finished file is the same as that of one uninterrupted run.
+    Rows already in ``out`` (same path, hash and perturbation) are kept and not computed again, as are those of
+    other images; a half-written last row is dropped. The finished file is the same as that of one uninterrupted run.
 
     Raises:
         DetectorError: ``out`` holds another run's scores, or is no scores table.
@@ -181,7 +181,9 @@ def score_to_csv(
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
     kept = [done[(p, h, perturbation)] for p, h in key if (p, h, perturbation) in done]
-    others = [row for k, row in done.items() if k[2] != perturbation]
+    wanted = {(p, perturbation) for p, _ in key}
+    # Scores of other images stay; those of an image that has changed since are replaced.
+    others = [row for k, row in done.items() if (k[0], k[2]) not in wanted]
     with partial.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([SCORE_COLUMNS, *others, *kept])
     partial.replace(out)
@@ -197,7 +199,8 @@ def score_to_csv(
                 stream.flush()
                 bar.update(len(chunk))
     table = read_scores(out)
-    return table[table["perturbation"] == perturbation].reset_index(drop=True)
+    asked = (table["perturbation"] == perturbation) & table["path"].isin(frame["path"])
+    return table[asked].reset_index(drop=True)
 
 
 def _completed(out: Path, detector: str, run: str) -> dict[tuple[str, str, str], list[str]]:

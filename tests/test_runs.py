@@ -199,6 +199,15 @@ def test_a_file_that_changed_is_scored_again(run, tmp_path):
     assert len(second) == 1 and second["score"][0] != first["score"][0]
 
 
+def test_scores_of_other_images_in_the_table_are_kept(run, small_frame, tmp_path):
+    first, second = small_frame.iloc[:3], small_frame.iloc[3:5]
+    out = tmp_path / "s.csv"
+    score(run, first, out)
+    returned = runs.score_to_csv(run, second, out, progress=False)
+    assert returned["path"].tolist() == second["path"].tolist()
+    assert sorted(runs.read_scores(out)["path"]) == sorted([*first["path"], *second["path"]])
+
+
 def test_perturbations_share_a_table(run, small_frame, tmp_path):
     plain = score(run, small_frame, tmp_path / "s.csv")
     runs.score_to_csv(run, small_frame, tmp_path / "s.csv", perturbation="blur:1", progress=False)
