@@ -138,6 +138,6 @@ def beside_papers(results: pd.DataFrame, paper: pd.DataFrame, specs: Sequence[st
         ax.set_xticks(range(len(specs)), [title(s).replace(" ", "\n") for s in specs])
         ax.set_title({"ap": "average precision", "accuracy": "accuracy at .5"}[metric], loc="left")
     handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside upper center", ncols=2)
+    fig.legend(handles, labels, loc="outside upper center", ncols=3)
     plt.close(fig)
     return fig, pd.concat(tables, ignore_index=True)
