@@ -20,10 +20,22 @@ IDS = {"ids": lambda path: path.relative_to(FOLDER).with_suffix("").as_posix()}
 # Fewer repetitions than a reader's run: here it matters that every cell works. `make demo` runs them in full.
 FEWER = {
     "02_train_soft_prompt": {"n_seeds": "1", "n_boot": "50"},
-    "03_adapt_clip": {"n_seeds": "2", "finetune_tiles": "1"},
-    "06_test_robustness": {"perturbations": "jpeg:50,blur:2", "augment": "jpeg:50,blur:2", "n_boot": "100"},
+    "03_adapt_clip": {"n_seeds": "2"},
+    "05_map_feature_space": {"n_permutations": "20"},
+    "06_test_robustness": {
+        "detectors": "linear-probe,spectrum",
+        "perturbations": "jpeg:50,blur:2",
+        "augment": "jpeg:50,blur:2",
+        "tiles_per_photo": "1",
+        "n_boot": "100",
+    },
     "07_vary_training_size": {"n_seeds": "2", "epochs": "4"},
     "08_attack_detector": {"steps": "2", "n_boot": "100"},
+    "10_see_where_it_looks": {"n_steps": "2", "n_boot": "100"},
+    "solutions/03_adapt_clip": {"n_seeds": "2"},
+    "solutions/06_test_robustness": {"perturbations": "noise:8,rescale:0.5", "n_boot": "100"},
+    "solutions/07_vary_training_size": {"n_seeds": "2"},
+    "solutions/09_draw_paper_figures": {"step": "0.01"},
 }
 
 
@@ -37,7 +49,8 @@ def code_lines(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", CHAPTERS + SOLUTIONS, **IDS)
 def test_it_runs(path, demo_manifest, tmp_path):
-    done = workbook.execute(path, FEWER.get(path.stem) if path in CHAPTERS else None, out=tmp_path)
+    name = path.relative_to(FOLDER).with_suffix("").as_posix()
+    done = workbook.execute(path, FEWER.get(name), out=tmp_path)
     failed = [o for c in cells(done, "code") for o in c.outputs if o.output_type == "error"]
     assert not failed
     assert done.stat().st_size <= 300 * 1024, f"{done.stat().st_size // 1024} KB"
