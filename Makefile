@@ -5,16 +5,19 @@ BIN := $(VENV)/bin
 AFP := $(BIN)/python -m afp
 SOURCES := $(shell find afp data/demo.toml -name '*.py' -o -name '*.toml')
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb)
+DETECTORS := linear-probe metadata spectrum vlm-zero-shot
 DEMO := 00_start_here 01_prepare_data 04_evaluate_held_out 09_draw_paper_figures
 TESTS := $(wildcard tests/*.py notebooks/solutions/*.ipynb data/published/*)
 
-.PHONY: help setup demo test lint lab notebooks gallery clean
+.PHONY: help setup demo test results lint lab notebooks gallery clean
 .DEFAULT_GOAL := help
+.PRECIOUS: .make/%.csv
 
 help:
 	@echo "make setup      create $(VENV) with the tested environment"
 	@echo "make demo       build the demo benchmark, fit the detectors, run four notebooks, print the table"
 	@echo "make test       run the tests (and lint)"
+	@echo "make results    keep the detectors' scores in data/results/ and print the README's table"
 	@echo "make lab        open the workbook in JupyterLab"
 	@echo "make gallery    executed notebooks and figures as static pages in gallery/"
 	@echo "make notebooks  run every notebook in full (most of an hour) and keep its outputs in notebooks/"
@@ -32,18 +35,19 @@ data/demo/manifest.csv: $(VENV)/.stamp data/demo.toml
 	$(AFP) demo
 	@touch $@
 
-.make/fit: data/demo/manifest.csv $(SOURCES)
-	$(AFP) fit --detector metadata --fold all
-	$(AFP) fit --detector spectrum --fold all
-	$(AFP) fit --detector vlm-zero-shot --fold all
-	$(AFP) fit --detector linear-probe --fold all
-	@mkdir -p .make && touch $@
+.make/%.csv: data/demo/manifest.csv $(SOURCES)
+	@mkdir -p .make
+	$(AFP) fit --detector $* --fold all | tee .make/$*.log
+	@cp "$$(sed -n 's/^scores: //p' .make/$*.log)" $@
+
+.make/fit: $(DETECTORS:%=.make/%.csv)
+	@touch $@
 
 executed/%.ipynb: notebooks/%.ipynb .make/fit
 	$(AFP) run $<
 
 demo: .make/fit $(DEMO:%=executed/%.ipynb)
-	$(AFP) evaluate $$(ls -td runs/linear-probe-*/scores.csv | head -1)
+	$(AFP) evaluate $(DETECTORS:%=.make/%.csv)
 	@echo "figures:" && ls figures/*.png
 	@echo "runs:" && ls -d runs/*-*/
 
@@ -55,6 +59,10 @@ test: .make/test
 	$(BIN)/ruff check afp tests notebooks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 > .make/test.log 2>&1; status=$$?; cat .make/test.log; exit $$status
 	@touch $@
+
+results: .make/fit
+	for d in $(DETECTORS); do gzip -n -9 -c .make/$$d.csv > data/results/$$d.csv.gz; done
+	$(AFP) evaluate data/results/*.csv.gz --markdown
 
 lint: $(VENV)/.stamp
 	$(BIN)/ruff check afp tests notebooks
