@@ -57,7 +57,7 @@ test: .make/test
 .make/test: .make/fit $(NOTEBOOKS) $(TESTS) README.md data/README.md
 	@mkdir -p .make
 	$(BIN)/ruff check afp tests notebooks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 > .make/test.log 2>&1; status=$$?; cat .make/test.log; exit $$status
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal > .make/test.log 2>&1; status=$$?; cat .make/test.log; exit $$status
 	@touch $@
 
 results: .make/fit

@@ -54,7 +54,12 @@ def find(names: list[str], everything: bool = False) -> list[Path]:
 
 
 def parameters(path: Path) -> dict[str, str]:
-    """Name -> help of every parameter that a notebook declares.
+    """Name -> help of every parameter that a notebook declares. Raises WorkbookError as `declared` does."""
+    return {name: text for name, (_, text) in declared(path).items()}
+
+
+def declared(path: Path) -> dict[str, tuple[str, str]]:
+    """Name -> (type as written or "", help) of every parameter that a notebook declares.
 
     Raises:
         WorkbookError: no cell, or more than one, is tagged ``parameters``; or a line declares nothing.
@@ -72,7 +77,7 @@ def parameters(path: Path) -> dict[str, str]:
             raise WorkbookError(
                 f"{path.name}: parameter line {line!r}, expected `name: type = value  # help`"
             )
-        found[match[1]] = match[4] or ""
+        found[match[1]] = (match[2] or "", match[4] or "")
     return found
 
 
@@ -81,22 +86,23 @@ def execute(path: Path, values: dict[str, str] | None = None, out: Path | None =
 
     Args:
         path: the notebook.
-        values: parameters as text; numbers, booleans and null are understood.
+        values: parameters as text, read as the types that the notebook declares.
         out: folder for the executed notebook; None writes into the notebook itself (without the injected
             parameters, so only for its defaults).
     Returns:
         The executed notebook's path.
     Raises:
-        WorkbookError: unknown parameter, foreign kernel, or a failing cell with its traceback.
+        WorkbookError: unknown parameter or a value of another type, foreign kernel, a failing cell (with traceback).
     """
     values = values or {}
-    known = parameters(path)
+    known = declared(path)
     if unknown := set(values) - set(known):  # papermill only warns
         raise WorkbookError(f"{path.name}: no parameter {sorted(unknown)[0]!r}, expected {', '.join(known)}")
     if out is None and values:
         raise WorkbookError(
             f"{path.name}: parameters cannot be written in place; give a folder for the result"
         )
+    typed = {name: _value(path, name, known[name][0], text) for name, text in values.items()}
     _check_kernel()
     target = path if out is None else out / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +113,7 @@ def execute(path: Path, values: dict[str, str] | None = None, out: Path | None =
         papermill.execute_notebook(
             str(path),
             str(working),
-            parameters={k: _value(v) for k, v in values.items()},
+            parameters=typed,
             kernel_name=KERNEL,
             language="python",
             cwd=str(NOTEBOOKS),
@@ -126,7 +132,16 @@ def execute(path: Path, values: dict[str, str] | None = None, out: Path | None =
     return target
 
 
-def _value(text: str) -> bool | int | float | str | None:
+def _value(path: Path, name: str, kind: str, text: str) -> bool | int | float | str | None:
+    """A parameter's text as the type that the notebook declares; without one, as what it looks like."""
+    kinds = {"bool": ("true", "false"), "int": int, "float": float, "str": str}
+    try:
+        if kind == "bool":
+            return bool(1 - kinds["bool"].index(text.lower()))
+        if kind in kinds:
+            return kinds[kind](text)
+    except ValueError:
+        raise WorkbookError(f"{path.name}: parameter {name} is {text!r}, expected {kind}") from None
     if text.lower() in ("true", "false", "null", "none"):
         return {"true": True, "false": False}.get(text.lower())
     for number in (int, float):
@@ -161,7 +176,9 @@ def _clean(notebook: nbformat.NotebookNode) -> None:
         if cell.metadata.get("tags") == []:
             cell.metadata.pop("tags")
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})]
+            cell.outputs = [
+                o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})
+            ]
             for output in cell.outputs:
                 _shrink(output.get("data", {}))
 

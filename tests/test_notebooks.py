@@ -21,7 +21,7 @@ IDS = {"ids": lambda path: path.relative_to(FOLDER).with_suffix("").as_posix()}
 FEWER = {
     "02_train_soft_prompt": {"n_seeds": "1", "n_boot": "50"},
     "03_adapt_clip": {"n_seeds": "2"},
-    "05_map_feature_space": {"n_permutations": "20"},
+    "05_map_feature_space": {"n_permutations": "5"},
     "06_test_robustness": {
         "detectors": "linear-probe,spectrum",
         "perturbations": "jpeg:50,blur:2",
@@ -30,9 +30,16 @@ FEWER = {
         "n_boot": "100",
     },
     "07_vary_training_size": {"n_seeds": "2", "epochs": "4"},
-    "08_attack_detector": {"steps": "2", "n_boot": "100"},
+    "08_attack_detector": {
+        "steps": "2",
+        "budgets": "0,0.5,255",
+        "patch_sizes": "32",
+        "shares": "0,0.1,0.2",
+        "n_boot": "100",
+    },
     "10_see_where_it_looks": {"n_steps": "2", "n_boot": "100"},
-    "solutions/03_adapt_clip": {"n_seeds": "2"},
+    "solutions/02_train_soft_prompt": {"n_seeds": "1"},
+    "solutions/03_adapt_clip": {"n_seeds": "1"},
     "solutions/06_test_robustness": {"perturbations": "noise:8,rescale:0.5", "n_boot": "100"},
     "solutions/07_vary_training_size": {"n_seeds": "2"},
     "solutions/09_draw_paper_figures": {"step": "0.01"},

@@ -64,6 +64,13 @@ def test_a_run_takes_parameters_with_their_types(tmp_path):
     assert printed(again).strip() == "[3, 'x', 0.5, True]"
 
 
+def test_a_text_parameter_stays_text_and_a_wrong_number_is_named(tmp_path):
+    path = write(tmp_path, "print([sizes, n])", parameters='sizes: str = "8,16"  # sides\nn: int = 1  # how many')
+    assert printed(workbook.execute(path, {"sizes": "32", "n": "2"}, tmp_path / "out")).strip() == "['32', 2]"
+    with pytest.raises(WorkbookError, match="parameter n is 'many', expected int"):
+        workbook.execute(path, {"n": "many"}, tmp_path / "out")
+
+
 def test_an_unknown_parameter_runs_nothing(tmp_path):
     path = write(tmp_path, f"open({str(tmp_path / 'ran')!r}, 'w')")
     with pytest.raises(WorkbookError, match="no parameter 'm', expected n, name, rate"):
