@@ -132,6 +132,17 @@ class Vlm:
         index = texts.positions[..., None].expand(-1, -1, found.shape[-1])
         return found.gather(1, index).float()
 
+    def queries(self, tokens: torch.Tensor, texts: Encoded) -> torch.Tensor:
+        """The Q-Former's queries (b, q, D), float32, after they read tokens (b, t, D) and the question.
+
+        As they leave the Q-Former, before their projection to the language model's width.
+
+        Notebook: 05_map_feature_space
+        """
+        heard = {k: getattr(texts, k) for k in ("qformer_input_ids", "qformer_attention_mask")}
+        found = self.model.get_image_features(tokens.to(self.device, self.model.dtype), **heard)
+        return found.qformer_outputs.last_hidden_state[:, : self.model.config.num_query_tokens].float()
+
     def losses(self, tokens: torch.Tensor, texts: Encoded) -> torch.Tensor:
         """Mean cross-entropy of each answer, end token included: (b,)."""
         logits = self.logits(tokens, texts)

@@ -16,6 +16,7 @@ from transformers import (
 
 from afp import soft_prompts
 from afp.demo_vlm import llm_tokenizer, qformer_tokenizer
+from afp.detectors import DetectorError
 from afp.detectors.vlm_lora import VlmLora
 from afp.detectors.vlm_prompt import VlmPrompt, place
 from afp.detectors.vlm_zero_shot import VlmZeroShot
@@ -255,6 +256,39 @@ def test_the_presets_pixel_statistics_reach_the_image_processor(folder):
     assert tower.fingerprint != VlmZeroShot(backbone=folder, dtype="float32").vlm_.tower.fingerprint
     recipe = VlmPrompt(preset="antifakeprompt").recipe()
     assert (recipe.lr, recipe.epochs, recipe.batch_size, recipe.seed) == (1e-5, 10, 6, 42)
+
+
+def test_queries_are_what_the_q_former_gives_while_an_image_is_scored(folder, frame):
+    tuned = fitted("vlm-prompt", folder, frame, lr=0.5)
+    plain = fitted("vlm-zero-shot", folder, frame)
+    found = {}
+    for detector in (plain, tuned):
+        seen = []
+        hook = detector.vlm_.model.qformer.register_forward_hook(lambda _m, _i, out, to=seen: to.append(out[0]))
+        detector.score(frame)
+        hook.remove()
+        found[detector.name] = detector.queries(frame)
+        assert found[detector.name].shape == (12, 3, 16) and found[detector.name].dtype == np.float32
+        assert np.allclose(found[detector.name], torch.cat(seen)[:, :3], atol=1e-5)
+    assert np.abs(found["vlm-prompt"] - found["vlm-zero-shot"]).max() > 1e-3  # the pseudo-word is read
+
+
+def test_queries_do_not_depend_on_the_batch(folder, frame):
+    plain = VlmZeroShot(backbone=folder, dtype="float32")  # nothing is trained, so it needs no fit
+    whole = plain.queries(pd.concat([frame] * 3, ignore_index=True))  # 36 images, more than a batch
+    np.testing.assert_array_equal(whole[12:24], whole[:12])
+    for i in (0, 7):
+        np.testing.assert_array_equal(plain.queries(frame.iloc[[i]])[0], whole[i])
+    uncached = VlmZeroShot(backbone=folder, dtype="float32", cache_tokens=False)
+    assert np.allclose(uncached.queries(frame), whole[:12], atol=1e-2)  # the cache holds float16
+    assert np.abs(plain.queries(frame, "blur:2") - whole[:12]).max() > 1e-3
+
+
+def test_queries_of_an_untrained_word_are_refused(folder, frame):
+    with pytest.raises(DetectorError, match="vlm-prompt is not fitted"):
+        VlmPrompt(backbone=folder, dtype="float32").queries(frame)
+    with pytest.raises(ValueError, match="perturbation"):
+        VlmZeroShot(backbone=folder, dtype="float32").queries(frame, "jpge:3")
 
 
 # --- 5. The two ways of scoring ---

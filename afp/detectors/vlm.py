@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from .. import features
 from ..images import Normalisation
+from ..perturbations import check
 from ..training import Recipe, train
 from ..vlm import DEMO, Encoded, Vlm, load_vlm
 from .base import Detector, DetectorError
@@ -188,23 +189,51 @@ class VlmDetector(Detector):
             self.vlm_.model, sets[0], loss, self.recipe(), validate=validate, progress=progress
         )
 
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the answers for real and for fake are worth, with a gradient: image tokens (b, t, D) -> (b, 2)."""
+        vlm, rows = self.vlm_, torch.zeros(len(tokens), dtype=torch.long, device=self.vlm_.device)
+        if self.answer_scoring == "logits":
+            ids = [vlm.answer_id(a) for a in self.answers]
+            return vlm.logits(tokens, self._encode().take(rows))[:, 0, ids]
+        losses = [vlm.losses(tokens, self._encode(a).take(rows)) for a in self.answers]
+        return -torch.stack(losses, dim=1)
+
     @torch.inference_mode()
     def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        vlm, inputs = self.vlm_, self._inputs(frame, perturbation, progress)
-        one = torch.zeros(BATCH, dtype=torch.long, device=vlm.device)
-        if self.answer_scoring == "logits":
-            alone, ids = self._encode(), [vlm.answer_id(a) for a in self.answers]
-        else:
-            whole = [self._encode(a) for a in self.answers]
-        scores = []
-        for batch in tqdm(DataLoader(inputs, BATCH), desc=self.name, disable=not progress, leave=False):
-            tokens, rows = self._tokens(batch), one[: len(batch)]
-            if self.answer_scoring == "logits":
-                found = vlm.logits(tokens, alone.take(rows))[:, 0, ids]
-            else:
-                found = -torch.stack([vlm.losses(tokens, texts.take(rows)) for texts in whole], dim=1)
-            scores.append(found.double().softmax(1)[:, 1].cpu().numpy())
-        return np.concatenate(scores)
+        inputs = self._inputs(frame, perturbation, progress)
+        batches = tqdm(DataLoader(inputs, BATCH), desc=self.name, disable=not progress, leave=False)
+        found = [self.logits(self._tokens(batch)).double().softmax(1)[:, 1].cpu().numpy() for batch in batches]
+        return np.concatenate(found)
+
+    @torch.inference_mode()
+    def queries(self, frame: pd.DataFrame, perturbation: str = "none", progress: bool = False) -> np.ndarray:
+        """What the Q-Former's queries hold after reading each image and this detector's question.
+
+        It is all that the language model gets of the image, and it depends on the question, so on a trained
+        pseudo-word too (Dai et al., InstructBLIP, 2023, section 2.3).
+
+        Args:
+            frame, perturbation: as for `score`.
+        Returns:
+            float32, (n, q, D): q queries, D the Q-Former's width; (32, 768) for InstructBLIP, (8, 128) for
+            `demo-vlm`.
+        Raises:
+            DetectorError: something is trained here, and it was not.
+            UnreadableImages: names every image that cannot be decoded.
+            ValueError: no image, or an unknown perturbation.
+
+        Notebook: 05_map_feature_space
+        """
+        if self.n_trainable and not hasattr(self, "threshold_"):
+            raise DetectorError(f"{self.name} is not fitted: call fit, or load a fitted run")
+        vlm, inputs = self.vlm_, self._inputs(frame, check(perturbation), progress)
+        texts = self._encode().take(torch.zeros(BATCH, dtype=torch.long, device=vlm.device))
+        found = []
+        for batch in tqdm(DataLoader(inputs, BATCH), desc="queries", disable=not progress, leave=False):
+            # Padded to one shape: matrix kernels round by shape, so a query would depend on its batch.
+            whole = torch.cat([batch, batch[-1:].repeat(BATCH - len(batch), *[1] * (batch.ndim - 1))])
+            found.append(vlm.queries(self._tokens(whole), texts)[: len(batch)].cpu().numpy())
+        return np.concatenate(found)
 
 
 def adapter(folder: Path) -> Path:
