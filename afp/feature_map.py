@@ -6,6 +6,7 @@ is a number in the *original* space, beside what the same number would be if the
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 
@@ -17,7 +18,45 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import balanced_accuracy_score, silhouette_score
 from sklearn.model_selection import GroupKFold
 
+from .manifest import ManifestError
+
 MEASURES = ("purity", "purity, other photographs", "silhouette", "separability")
+
+
+def choose(frame: pd.DataFrame, kinds: Sequence[str] = (), most: int = 2000) -> pd.DataFrame:
+    """The rows of a map: photographs that no detector was trained on, and the fakes made of them or of others.
+
+    Measures compare each image with each other one, so large manifests are thinned: whole sources are drawn, in the
+    order of their names' hashes, for as long as ``most`` images are not exceeded (the first source always stays).
+
+    Args:
+        frame: a manifest with its splits.
+        kinds: kinds of generator to keep beside the real images; default all.
+        most: images to keep at most.
+    Returns:
+        The rows, numbered from 0, in the manifest's order.
+    Raises:
+        ManifestError: ``most`` under 1, or no image of one of the classes is left.
+
+    Notebook: 05_map_feature_space
+    """
+    if most < 1:
+        raise ManifestError(f"most: {most} images, expected 1 or more")
+    trained_on = frame.loc[frame["split"] == "train", "source"]
+    shown = frame[~frame["source"].isin(trained_on)]
+    known = sorted(shown.loc[shown["label"] == 1, "kind"].unique())
+    if kinds:
+        shown = shown[(shown["label"] == 0) | shown["kind"].isin(kinds)]
+    if shown["label"].nunique() < 2:
+        raise ManifestError(
+            f"kinds: {list(kinds)} leaves labels {sorted(shown['label'].unique().tolist())} among the sources that are not "
+            f"in training, expected 0 and 1; there are the kinds {known}"
+        )
+    counts = shown["source"].value_counts()
+    order = sorted(counts.index, key=lambda source: hashlib.sha256(source.encode()).hexdigest())
+    total = counts[order].cumsum()
+    kept = total.index[(total <= most) | (total.index == order[0])]
+    return shown[shown["source"].isin(kept)].reset_index(drop=True)
 
 
 def unit(features: np.ndarray) -> np.ndarray:
@@ -49,8 +88,9 @@ def measure(
     - silhouette: scikit-learn's, with the cosine distance;
     - separability: balanced accuracy of a ridge classifier, 5-fold by source.
 
-    Under the null the labels are dealt anew *within* each source where they vary there (real and fake versions of a
-    photograph), else over all images. p is (1 + #{null >= value}) / (1 + n_permutations).
+    Under the null the labels are dealt anew *within* each source where they vary in most (real and fake versions of
+    a photograph), and among whole sources where they vary in none. They are dealt over all images where a label is
+    one source's alone (the sources themselves, say). p is (1 + #{null >= value}) / (1 + n_permutations).
 
     Args:
         features: (n, d), as of `unit`.
@@ -59,7 +99,7 @@ def measure(
         Index: `MEASURES` (without those that need several sources a label, where a label is one source's alone);
         columns value, null, null_high (97.5 %), p.
     Raises:
-        ValueError: k outside of 1 .. n - 1, one label only, or fewer than 2 sources.
+        ValueError: k outside of 1 .. n - 1, one label only, a label for each image, or fewer than 2 sources.
 
     Notebook: 05_map_feature_space
     """
@@ -69,19 +109,25 @@ def measure(
         raise ValueError(f"k: {k}, expected 1 to {n - 1} for {n} images")
     if y.max(initial=0) < 1 or s.max(initial=0) < 1:
         raise ValueError(f"{y.max() + 1} labels of {s.max() + 1} sources: expected 2 or more of each")
-    varies = pd.Series(y).groupby(s).nunique().gt(1).any()
+    if y.max() == n - 1:
+        raise ValueError(f"{n} labels of {n} images: expected several images of a label")
+    varies = pd.Series(y).groupby(s).transform("nunique").gt(1)
+    shared = pd.Series(s).groupby(y).nunique().gt(1).all()  # every label is borne by several sources
+    between = varies.any() or shared
     distance = np.clip(1 - features @ features.T, 0, None)
     np.fill_diagonal(distance, 0)
     near = _nearest(distance, np.eye(n, dtype=bool), k)
     ways = {"purity": lambda y: (y[near] == y[:, None]).mean()}
-    if varies:
+    if between:
         other = _nearest(distance, s[:, None] == s[None], k)
         ways["purity, other photographs"] = lambda y: (y[other] == y[:, None]).mean()
     ways["silhouette"] = lambda y: silhouette_score(distance, y, metric="precomputed")
-    if varies:
+    if between:
         ways["separability"] = _separability(features, s)
     rng = np.random.default_rng(seed)
-    dealt = [_deal(y, s if varies else np.zeros(n, int), rng) for _ in range(n_permutations)]
+    deal = _deal_sources if shared and not varies.any() else _deal
+    within = s if varies.mean() > 0.5 or deal is _deal_sources else np.zeros(n, int)
+    dealt = [deal(y, within, rng) for _ in range(n_permutations)]
     rows = {}
     for name, way in ways.items():
         value, null = way(y), np.array([way(other_y) for other_y in dealt])
@@ -114,6 +160,12 @@ def _deal(y: np.ndarray, within: np.ndarray, rng: np.random.Generator) -> np.nda
     dealt = np.empty_like(y)
     dealt[np.argsort(within, kind="stable")] = y[order]
     return dealt
+
+
+def _deal_sources(y: np.ndarray, sources: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Labels in a new order among whole sources, whose images bear one label each."""
+    of_source = y[np.unique(sources, return_index=True)[1]]
+    return rng.permutation(of_source)[sources]
 
 
 def project(features: np.ndarray, method: str, neighbours: int = 30, seed: int = 0) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytest
 from conftest import picture
 
 from afp import feature_map, feature_map_figures
+from afp.manifest import ManifestError
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,50 @@ def test_dealing_keeps_each_photographs_labels():
     for group in range(3):
         assert all(sorted(d[s == group]) == sorted(y[s == group]) for d in dealt)
     assert len({tuple(d) for d in dealt}) > 5
+
+
+def test_without_versions_of_a_photograph_whole_sources_are_dealt():
+    """A folder of a user's own: each source is real or fake, and each has two images."""
+    rng = np.random.default_rng(0)
+    source = np.repeat(np.arange(40), 2)
+    label = source % 2
+    x = rng.normal(size=(80, 20))
+    x[:, 0] += 4 * label
+    found = feature_map.measure(feature_map.unit(x), label, source, k=5, n_permutations=30)
+    assert list(found.index) == list(feature_map.MEASURES)
+    assert found.loc["separability", "value"] > 0.9 and found.loc["separability", "p"] < 0.05
+    dealt = feature_map._deal_sources(label, source, rng)
+    assert (dealt[::2] == dealt[1::2]).all() and dealt.sum() == label.sum() and (dealt != label).any()
+    photos = rng.normal(0, 3, (40, 20))[source] + rng.normal(size=(80, 20))  # nothing but the photograph
+    chance = feature_map.measure(feature_map.unit(photos), label, source, k=1, n_permutations=50)
+    assert chance.loc["purity", "null"] > 0.9  # the other image of a source is always near, and bears its label
+    with pytest.raises(ValueError, match="80 labels of 80 images"):
+        feature_map.measure(feature_map.unit(x), np.arange(80), source)
+
+
+def test_a_few_photographs_with_several_labels_do_not_fix_the_others(made_up):
+    features, label, source = made_up
+    alone = np.arange(160)
+    alone[:2] = alone[4:6] = 0, 1  # file names that happen to be the same
+    found = feature_map.measure(feature_map.unit(features), label, alone, k=5, n_permutations=30)
+    assert abs(found.loc["separability", "null"] - 0.5) < 0.1
+
+
+def test_chosen_rows_are_whole_sources_that_nobody_trained_on():
+    rows = [{"source": f"s{s}", "split": split, "label": label, "kind": kind, "path": f"{s}{kind}"}
+            for s in range(20) for split in (["train"] if s < 4 else ["test"])
+            for label, kind in ((0, "real"), (1, "unknown"), (1, "face"))]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    shown = feature_map.choose(frame)
+    assert len(shown) == 48 and not shown["source"].isin(["s0", "s1", "s2", "s3"]).any()
+    few = feature_map.choose(frame, ["face"], most=11)
+    assert set(few["kind"]) == {"real", "face"} and (few.groupby("source").size() == 2).all() and len(few) == 10
+    shuffled = feature_map.choose(frame.sample(frac=1, random_state=0), ["face"], most=11)
+    assert set(shuffled["source"]) == set(few["source"])
+    with pytest.raises(ManifestError, match=r"kinds: \['sr'\] leaves labels \[0\].*'face', 'unknown'"):
+        feature_map.choose(frame, ["sr"])
+    with pytest.raises(ManifestError, match="most: 0"):
+        feature_map.choose(frame, most=0)
 
 
 def test_maps_repeat_and_refuse_bad_settings(made_up):
