@@ -49,8 +49,8 @@ def choose(frame: pd.DataFrame, kinds: Sequence[str] = (), most: int = 2000) -> 
         shown = shown[(shown["label"] == 0) | shown["kind"].isin(kinds)]
     if shown["label"].nunique() < 2:
         raise ManifestError(
-            f"kinds: {list(kinds)} leaves labels {sorted(shown['label'].unique().tolist())} among the sources that are not "
-            f"in training, expected 0 and 1; there are the kinds {known}"
+            f"kinds: {list(kinds)} leaves labels {sorted(shown['label'].unique().tolist())} among the sources that "
+            f"are not in training, expected 0 and 1; there are the kinds {known}"
         )
     counts = shown["source"].value_counts()
     order = sorted(counts.index, key=lambda source: hashlib.sha256(source.encode()).hexdigest())

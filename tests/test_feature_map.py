@@ -77,7 +77,7 @@ def test_without_versions_of_a_photograph_whole_sources_are_dealt():
 
 
 def test_a_few_photographs_with_several_labels_do_not_fix_the_others(made_up):
-    features, label, source = made_up
+    features, label, _source = made_up
     alone = np.arange(160)
     alone[:2] = alone[4:6] = 0, 1  # file names that happen to be the same
     found = feature_map.measure(feature_map.unit(features), label, alone, k=5, n_permutations=30)
