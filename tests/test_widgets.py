@@ -44,3 +44,35 @@ def test_the_static_figure_has_the_same_scores(detector, image):
     fig, table = widgets.ladder(detector, image, ("none", "jpeg:30"))
     assert table["score"].tolist() == [detector.score(image, spec)[0] for spec in ("none", "jpeg:30")]
     assert [ax.get_title()[:4] for ax in fig.axes] == ["none", "jpeg"]
+
+
+def test_another_image_and_another_detector_are_a_choice_away(detector, small_frame):
+    images = small_frame.groupby("generator").head(1)
+    strict = detectors.create("spectrum").fit(small_frame, small_frame, progress=False)
+    strict.threshold_ = 0.0  # everything is fake
+    box = widgets.sliders({"spectrum": detector, "strict": strict}, images)
+    which, judge, _blur, quality, picture, answer = box.children
+    assert [label for label, _ in which.options] == [f"{r.generator}: {r.path}" for r in images.itertuples()]
+    for i in range(len(images)):
+        before, which.value = picture.value, i
+        assert f"{detector.score(images.iloc[[i]])[0]:.3f}" in answer.value
+        assert i == 0 or picture.value != before
+    judge.value, quality.value = "strict", 20
+    score = strict.score(images.iloc[[i]], "jpeg:20")[0]
+    assert answer.value.startswith("<b>fake</b>") and f"{score:.3f}, threshold 0.000" in answer.value
+
+
+def test_a_ladder_of_several_images_has_a_row_for_each(detector, small_frame):
+    images = small_frame.groupby("generator").head(1)
+    fig, table = widgets.ladder(detector, images, ("none", "blur:1"))
+    assert len(fig.axes) == 2 * len(images) == len(table)
+    assert table["score"].tolist()[2:4] == [detector.score(images, s)[1] for s in ("none", "blur:1")]
+    assert fig.axes[2].get_title().startswith(f"{images['generator'].iloc[1]}\nnone: P(fake)")
+
+
+def test_nothing_to_choose_from_is_said(detector, small_frame):
+    for known, images in ((detector, small_frame.iloc[:0]), ({}, small_frame)):
+        with pytest.raises(ValueError, match="expected 1 or more of each"):
+            widgets.sliders(known, images)
+    unnamed = small_frame[["file", "sha256"]].iloc[[0]]
+    assert widgets.names(unnamed) == unnamed["file"].tolist()
