@@ -71,10 +71,15 @@ def import_checkpoint(
     `config` goes to `VlmPrompt` (position, question, preset, ...). The backbone's weights are not read: its
     config and its tokenizers suffice.
 
-    Raises `CheckpointError` if the file is not AntifakePrompt's or has another width than the backbone.
+    Raises `CheckpointError` if the file is not AntifakePrompt's, has another width than the backbone, the threshold
+    is outside of [0, 1], or `out` holds a run.
 
     Notebook: 02_train_soft_prompt
     """
+    if not 0 <= threshold <= 1:
+        raise CheckpointError(f"threshold is {threshold}, expected 0 to 1")
+    if (Path(out) / "config.json").exists():
+        raise CheckpointError(f"{out}: holds a run; give another folder or delete it")
     rows = read_checkpoint(file)
     towers = "both" if len(rows) == 2 else next(iter(rows))
     config = {

@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 from test_vlm import frame, own_cache, save, small_config  # noqa: F401
+from typer.testing import CliRunner
 
 from afp.checkpoints import KEYS, CheckpointError, export_checkpoint, import_checkpoint, read_checkpoint
+from afp.cli import app
 from afp.detectors.vlm_prompt import VlmPrompt
 
 
@@ -31,6 +33,24 @@ def test_an_imported_file_scores_and_comes_out_as_it_went_in(tmp_path, folder, f
     assert detector.n_trainable == 32 and detector.threshold_ == 0.5
     back = read_checkpoint(export_checkpoint(run, tmp_path / "back.pth"))
     assert all(torch.equal(back[tower], row) for tower, row in read_checkpoint(file).items())
+
+
+def test_the_command_makes_a_run_that_scores_and_writes_it_back(tmp_path, folder, frame):  # noqa: F811
+    file, run, back = written(tmp_path / "released.pth"), tmp_path / "run", tmp_path / "back.pth"
+    command = ["import-checkpoint", str(file), "--out", str(run), "--backbone", str(folder)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    assert CliRunner().invoke(app, ["import-checkpoint", str(back), "--export", str(run)]).exit_code == 0
+    read, again = read_checkpoint(file), read_checkpoint(back)
+    assert read.keys() == again.keys() and all(torch.equal(read[k], again[k]) for k in read)
+    table = str(tmp_path / "s.csv")
+    scored = CliRunner().invoke(app, ["score", frame["file"].iloc[0], "--run", str(run), "--out", table])
+    assert scored.exit_code == 0 and "1 scored" in scored.output
+    with pytest.raises(CheckpointError, match="holds a run"):
+        import_checkpoint(file, run, backbone=folder)
+    for wrong in (["--threshold", "2"], ["--export", str(run)], ["--position", "middle"]):
+        arguments = ["import-checkpoint", str(file), "--out", str(tmp_path / "x"), "--backbone", str(folder), *wrong]
+        result = CliRunner().invoke(app, arguments)
+        assert isinstance(result.exception, ValueError) and not (tmp_path / "x").exists()
 
 
 def test_one_tower_alone(tmp_path, folder):

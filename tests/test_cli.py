@@ -12,7 +12,8 @@ from conftest import picture, smoothed, write_folders
 from afp import cli, metrics, runs
 from afp.manifest import read_manifest
 
-COMMANDS = ["doctor", "demo", "manifest", "audit", "fit", "score", "evaluate", "test", "run"]
+COMMANDS = ["doctor", "demo", "manifest", "audit", "fit", "score", "evaluate", "test", "attack", "run", "gallery"]
+COMMANDS += ["import-checkpoint"]
 
 
 class Result:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from . import attack, data, detect, notebooks
+from . import attack, checkpoint, data, detect, notebooks
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +19,7 @@ for command in (data.doctor, data.demo, data.manifest, data.audit):
 for command in (detect.fit, detect.score, detect.evaluate, detect.test):
     app.command()(command)
 app.command()(attack.attack)
+app.command()(checkpoint.import_checkpoint)
 for command in (notebooks.run, notebooks.gallery):
     app.command()(command)
 
