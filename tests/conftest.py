@@ -11,6 +11,7 @@ from PIL import Image
 
 from afp import demo
 from afp.manifest import from_folders, read_manifest, write_manifest
+from afp.robustness import few_tiles
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,6 +26,14 @@ def _outputs_elsewhere(tmp_path_factory):
 def demo_manifest() -> Path:
     """The demo benchmark's manifest; built if it is not there."""
     return demo.build()
+
+
+@pytest.fixture(scope="session")
+def few_manifest(demo_manifest, tmp_path_factory) -> Path:
+    """The demo with two tiles of each photograph instead of six: what is computed from them takes a third."""
+    few = few_tiles(read_manifest(demo_manifest), 2)
+    masks = few["mask"].where(few["mask"].isna(), str(demo_manifest.parent) + "/" + few["mask"].astype(str))
+    return write_manifest(few.assign(mask=masks), tmp_path_factory.mktemp("few") / "manifest.csv")
 
 
 @pytest.fixture(scope="session")

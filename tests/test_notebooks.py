@@ -17,7 +17,7 @@ CHAPTERS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
 SOLUTIONS = sorted((FOLDER / "solutions").glob("*.ipynb"))
 IDS = {"ids": lambda path: path.relative_to(FOLDER).with_suffix("").as_posix()}
 
-# Fewer repetitions than a reader's run: here it matters that every cell works. `make demo` runs them in full.
+# Fewer images and repetitions than a reader's run: here it matters that every cell works.
 FEWER = {
     "02_train_soft_prompt": {"n_seeds": "1", "n_boot": "50"},
     "03_adapt_clip": {"n_seeds": "2"},
@@ -55,9 +55,10 @@ def code_lines(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", CHAPTERS + SOLUTIONS, **IDS)
-def test_it_runs(path, demo_manifest, tmp_path):
+def test_it_runs(path, few_manifest, tmp_path):
     name = path.relative_to(FOLDER).with_suffix("").as_posix()
-    done = workbook.execute(path, FEWER.get(name), out=tmp_path)
+    images = {"manifest_path": str(few_manifest)} if "manifest_path" in workbook.parameters(path) else {}
+    done = workbook.execute(path, images | FEWER.get(name, {}), out=tmp_path)
     failed = [o for c in cells(done, "code") for o in c.outputs if o.output_type == "error"]
     assert not failed
     assert done.stat().st_size <= 300 * 1024, f"{done.stat().st_size // 1024} KB"
