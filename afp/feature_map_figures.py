@@ -62,7 +62,7 @@ def maps(points: Mapping[str, np.ndarray], frame: pd.DataFrame, colour_by: Seque
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(True)
             if i == 0:
-                ax.set_title(title)
+                ax.set_title(title if len(title) * len(points) <= 85 else title.replace(", ", ",\n"))
         row[0].set_ylabel(f"by {by}" if legend else f"by {by}\n({frame[by].nunique()})")
         if legend:
             row[-1].legend(handles=legend, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=6, handlelength=1)
