@@ -1,7 +1,7 @@
 """Before hours are spent: is everything there that notebooks with these parameters need, and what will it cost?
 
 The estimates are arithmetic that is shown, not measurement, and lower bounds: one pass of the image tower for
-every image and perturbation. Training comes on top.
+every image and perturbation, and one fit of a pseudo-word. Other training comes on top.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import yaml
 from huggingface_hub import snapshot_download
@@ -19,12 +20,16 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from . import backbones, vlm
 from .audit import Finding
 from .detectors import NAMES
+from .detectors.vlm import PRESETS
+from .detectors.vlm_prompt import VlmPrompt
 from .manifest import ManifestError, read_manifest
 from .paths import cache_dir, weights_dir
 from .workbook import NOTEBOOKS, WorkbookError, parameters
 
 GIB = 2**30
 GPU_FLOPS = 125e12  # 40 % of the 312 TFLOP/s in bfloat16 that an A100 is sold with
+N_READ = 44  # tokens that a language model reads of an image: 32 queries, and a question of about 12
+SMALLER = "; take fewer images, or fit InstructBLIP by `afp fit --set cache_tokens=false`"
 IMAGES_PER_SECOND = 100  # decoded and normalised by one core; measured: 125 of 600 x 400 pixels
 
 
@@ -32,18 +37,25 @@ IMAGES_PER_SECOND = 100  # decoded and normalised by one core; measured: 125 of 
 class Tower:
     """A backbone's size: parameters of all of it and of its image tower, and what the tower is run on.
 
-    ``cached`` is the bytes of float16 features that stay on disk for an image.
+    ``cached`` is the bytes of float16 features that stay on disk for an image; ``n_language`` the parameters of a
+    language model behind the tower.
     """
 
     n_parameters: float
     n_tower: float
     n_tokens: int
     cached: int
+    n_language: float = 0.0
 
     @property
     def flops(self) -> float:
         """Of one image: a multiplication and an addition for every weight and token."""
         return 2 * self.n_tower * self.n_tokens
+
+    @property
+    def answer_flops(self) -> float:
+        """Of one question about an image."""
+        return 2 * self.n_language * N_READ
 
 
 # CLIP: class tokens of all layers and the embedding are cached; InstructBLIP: all tokens of the last layer.
@@ -51,7 +63,8 @@ TOWERS = {
     "demo-clip": Tower(86e6, 86e6, 197, 2 * (13 * 768 + 512)),
     "clip-vit-b32": Tower(151e6, 88e6, 50, 2 * (13 * 768 + 512)),
     "clip-vit-l14": Tower(428e6, 304e6, 257, 2 * (25 * 1024 + 768)),
-    "instructblip-vicuna-7b": Tower(7.9e9, 1.0e9, 257, 2 * 257 * 1408),
+    "instructblip-vicuna-7b": Tower(7.9e9, 1.0e9, 257, 2 * 257 * 1408, 6.7e9),
+    "instructblip-flan-t5-xl": Tower(4.0e9, 1.0e9, 257, 2 * 257 * 1408, 2.8e9),
 }
 
 
@@ -90,17 +103,17 @@ def checks(notebooks: list[Path], given: dict[str, dict[str, str]]) -> Iterator[
     Returns:
         Findings: data, weights, detectors, then disk and memory with the estimates behind them.
     """
-    disk, memory, looked_at = 0.0, 0.0, {}
+    disk, held, memory, looked_at = 0.0, 0.0, 0.0, {}
     for notebook in notebooks:
         values, name = given.get(notebook.stem, {}), notebook.stem
         if not values:
             yield Finding(name, True, "no parameters given: runs with its defaults, on the demo")
             continue
-        n_images = None
+        frame = None
         if path := values.get("manifest_path"):
             if path not in looked_at:
                 looked_at[path] = _manifest((NOTEBOOKS / path).resolve())
-            finding, n_images = looked_at[path]
+            finding, frame = looked_at[path]
             yield Finding(f"{name} data", *finding)
         if runs := values.get("own_runs"):
             there = any((NOTEBOOKS / runs).glob("*/scores.csv"))
@@ -109,18 +122,27 @@ def checks(notebooks: list[Path], given: dict[str, dict[str, str]]) -> Iterator[
         names = ",".join(values.get(key, "") for key in ("detector", "detectors")).split(",")
         if unknown := [d for d in map(str.strip, names) if d and d not in NAMES]:
             yield Finding(f"{name} detectors", False, f"no detector {unknown[0]!r}, expected {', '.join(NAMES)}")
-        if not (backbone := values.get("backbone")):
-            continue
-        yield Finding(f"{name} weights", *_weights(backbone))
-        if backbone in TOWERS and n_images:
+        if frame is not None and (unknown := _unknown(values, frame)):
+            yield Finding(f"{name} names", False, unknown)
+        for backbone in filter(None, map(values.get, ("backbone", "vlm"))):
+            yield Finding(f"{name} weights", *_weights(backbone))
+            if backbone not in TOWERS:
+                continue
             tower, passes = TOWERS[backbone], _passes(values)
-            yield Finding(f"{name} time", True, _time(tower, n_images, passes))
-            disk = max(disk, n_images * passes * tower.cached)
             memory = max(memory, 2 * tower.n_parameters)
-    yield from _room(disk, memory)
+            if frame is None:
+                continue
+            n_train = int((frame["split"] == "train").sum())
+            yield Finding(f"{name} time", True, f"{backbone}: {_time(tower, len(frame), passes)}")
+            if tower.n_language:
+                yield Finding(f"{name} training", *_fit(tower, n_train, values.get("preset", "demo")))
+            disk = max(disk, len(frame) * passes * tower.cached)
+            held = max(held, n_train * tower.cached)
+    lacking = any(frame is None for _, frame in looked_at.values())
+    yield from _room(disk, held, memory, " (not counting the manifests that are missing)" if lacking else "")
 
 
-def _manifest(path: Path) -> tuple[tuple[bool, str], int | None]:
+def _manifest(path: Path) -> tuple[tuple[bool, str], pd.DataFrame | None]:
     hint = "; make it as data/README.md says under `Full size`"
     try:
         frame = read_manifest(path)
@@ -129,10 +151,19 @@ def _manifest(path: Path) -> tuple[tuple[bool, str], int | None]:
     missing = [file for file in frame["file"] if not Path(file).is_file()]
     if missing:
         detail = f"{path}: {len(missing)} of {len(frame)} images are missing, such as {missing[0]}"
-        return (False, detail), len(frame)
+        return (False, detail), frame
     fakes = frame[frame["label"] == 1]
     counts = f"{len(frame):,} images, {len(fakes):,} fake, {fakes['generator'].nunique()} generators"
-    return (True, f"{counts}: {path}"), len(frame)
+    return (True, f"{counts}: {path}"), frame
+
+
+def _unknown(values: dict[str, str], frame: pd.DataFrame) -> str:
+    """A kind or generator that is asked for and is not in the manifest; "" if there is none."""
+    for key, column in (("kind", "kind"), ("kinds", "kind"), ("generators", "generator")):
+        asked = {part.strip() for part in values.get(key, "").split(",")} - {"", "all"}
+        if missing := sorted(asked - (known := set(frame[column]))):
+            return f"{key}: no {column} {missing[0]!r} in the manifest, expected some of {', '.join(sorted(known))}"
+    return ""
 
 
 def _weights(name: str) -> tuple[bool, str]:
@@ -161,18 +192,38 @@ def _time(tower: Tower, n_images: int, passes: int) -> str:
     )
 
 
-def _room(disk: float, memory: float) -> Iterator[Finding]:
-    """Is there room for the largest cache of features and the largest model (2 bytes a parameter)?"""
+def _fit(tower: Tower, n_train: int, preset: str) -> tuple[bool, str]:
+    """Of one pseudo-word: each epoch asks once about each training image; only activations have gradients."""
+    if preset not in PRESETS:
+        return False, f"preset {preset!r}, expected one of {', '.join(PRESETS)}"
+    epochs = (PRESETS[preset]["recipe"] or VlmPrompt.demo_recipe).epochs
+    gpu = 2 * epochs * n_train * tower.answer_flops / GPU_FLOPS / 3600
+    return True, (
+        f"at least {gpu:.2g} GPU-hours a fit of the pseudo-word: {epochs} epochs x {n_train:,} training images x 2 "
+        f"(forward, gradient) x {tower.answer_flops / 1e12:.2g} TFLOP / {GPU_FLOPS / 1e12:.0f} TFLOP/s"
+    )
+
+
+def _room(disk: float, held: float, memory: float, but: str) -> Iterator[Finding]:
+    """Is there room for the largest cache of features, those held in memory, and the largest model (2 bytes a number)?
+
+    ``but`` is what the estimate of the cache leaves out.
+    """
     folder = next(p for p in (cache_dir(), *cache_dir().parents) if p.exists())
     free, available = shutil.disk_usage(folder).free, psutil.virtual_memory().available
-    yield Finding("disk", free > disk, f"{free / GIB:.0f} GiB free in {folder}, features need {disk / GIB:.2g} GiB")
+    detail = f"{free / GIB:.0f} GiB free in {folder}, features need {disk / GIB:.2g} GiB{but}"
+    yield Finding("disk", free > disk, detail)
     device, place = backbones.best_device(), "memory"
+    features = 3 * held  # float32, made of the float16 that was read
     if device.type == "cuda":
         import torch
 
-        available, place = torch.cuda.mem_get_info()[0], "GPU memory"
-    needed = 1.25 * memory + GIB  # activations and the framework
+        detail = f"{available / GIB:.1f} GiB free, the features of the training images need 3 x {held / GIB:.2g} GiB"
+        yield Finding("memory", available > features, f"{detail}{'' if available > features else SMALLER}")
+        available, place, features = torch.cuda.mem_get_info()[0], "GPU memory", 0
+    needed = 1.25 * memory + GIB + features  # activations and the framework
     detail = f"{available / GIB:.1f} GiB free, the largest model needs {memory / GIB:.2g} x 1.25 + 1 GiB"
-    yield Finding(place, available > needed, detail)
+    detail += f", the features of the training images 3 x {held / GIB:.2g} GiB" if features else ""
+    yield Finding(place, available > needed, f"{detail}{SMALLER if features and available < needed else ''}")
     if device.type == "cpu" and memory > 2 * TOWERS["demo-clip"].n_parameters:
         yield Finding("device", False, "no GPU here: the hours above become days")
