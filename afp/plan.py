@@ -205,7 +205,7 @@ def _fit(tower: Tower, n_train: int, preset: str) -> tuple[bool, str]:
 
 
 def _room(disk: float, held: float, memory: float, but: str) -> Iterator[Finding]:
-    """Is there room for the largest cache of features, those held in memory, and the largest model (2 bytes a number)?
+    """Is there room for the largest cache of features, those held in memory, the largest model (2 bytes a number)?
 
     ``but`` is what the estimate of the cache leaves out.
     """
