@@ -50,7 +50,7 @@ def choose(frame: pd.DataFrame, kinds: Sequence[str] = (), most: int = 2000) -> 
     if shown["label"].nunique() < 2:
         raise ManifestError(
             f"kinds: {list(kinds)} leaves labels {sorted(shown['label'].unique().tolist())} among the sources that "
-            f"are not in training, expected 0 and 1; there are the kinds {known}"
+            f"are not in training, expected 0 and 1; the kinds there are: {known} (none given takes all)"
         )
     counts = shown["source"].value_counts()
     order = sorted(counts.index, key=lambda source: hashlib.sha256(source.encode()).hexdigest())

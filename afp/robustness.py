@@ -50,7 +50,8 @@ def few_tiles(frame: pd.DataFrame, per_source: int, kinds: Sequence[str] = ()) -
         raise ManifestError(f"tiles per photograph: {per_source}, expected 1 or more")
     kept = frame[(frame["label"] == 0) | frame["kind"].isin(kinds)] if kinds else frame
     if not (kept["label"] == 1).any():
-        raise ManifestError(f"kinds: {list(kinds)}, expected some of {sorted(set(frame['kind']) - {'real'})}")
+        known = sorted(set(frame.loc[frame["label"] == 1, "kind"]))
+        raise ManifestError(f"kinds: {list(kinds)}, expected some of {known}, or none for all")
     first = kept.sort_values("path", kind="stable").groupby(["generator", "source"]).head(per_source)
     return first.sort_index()
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from . import detectors, runs
 from .detectors import Detector
-from .manifest import use_fold
+from .manifest import ManifestError, held_in_generators, use_fold
 from .metrics import evaluate
 
 N_FOLDS = 5
@@ -36,6 +36,22 @@ class Attempt:
         if len(rows) != 1:
             raise ValueError(f"{wanted}: {len(rows)} rows in the metrics, expected one")
         return rows["value"].item()
+
+
+def check_kind(frame: pd.DataFrame, kind: str) -> str:
+    """A kind of held-out generator, as `Attempt.held_out` takes it; before any fit.
+
+    Raises:
+        ManifestError: no held-out generator of this kind.
+
+    Notebook: 03_adapt_clip
+    """
+    held_out = frame[(frame["label"] == 1) & ~frame["generator"].isin(held_in_generators(frame))]
+    if kind not in (known := {"all", *held_out["kind"]}):
+        raise ManifestError(f"kind: {kind!r}, expected one of {', '.join(sorted(known))}")
+    if held_out.empty:
+        raise ManifestError(f"generators {held_in_generators(frame)} are all in training, expected a held-out one")
+    return kind
 
 
 def attempt(
@@ -74,11 +90,17 @@ def attempt(
 def fewer(rows: pd.DataFrame, photos: int | None, shots: int | None, seed: int) -> pd.DataFrame:
     """Rows of some photographs, of some tiles a generator of every photograph, or both; drawn by ``seed``.
 
+    Where no photograph drawn has a fake made of it, or no fake its photograph (as in a folder of unrelated images),
+    as many sources of the missing class join them.
+
     Notebook: 07_vary_training_size
     """
     drawn = rows.sample(frac=1, random_state=seed)
     if photos is not None:
-        drawn = drawn[drawn["source"].isin(drawn["source"].unique()[:photos])]
+        kept = list(drawn["source"].unique()[:photos])
+        for missing in set(drawn["label"]) - set(drawn.loc[drawn["source"].isin(kept), "label"]):
+            kept += list(drawn.loc[drawn["label"] == missing, "source"].unique()[:photos])
+        drawn = drawn[drawn["source"].isin(kept)]
     return drawn if shots is None else drawn.groupby(["source", "generator"]).head(shots)
 
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from afp import studies
-from afp.manifest import use_fold
+from afp.manifest import ManifestError, use_fold
 
 
 @pytest.fixture
@@ -30,6 +30,22 @@ def test_fewer_draws_photographs_or_tiles(frame):
     assert set(shots["source"]) == set(train["source"])
     assert set(studies.fewer(train, 2, None, seed=2)["path"]) != set(some["path"])
     assert sorted(studies.fewer(train, None, None, seed=0)["path"]) == sorted(train["path"])
+
+
+def test_fewer_sources_of_unrelated_images_hold_both_classes(frame):
+    alone = frame[frame["generator"].isin(["real", "seen"])]
+    alone = alone.assign(source=alone["path"])  # each image is its own source
+    for seed in range(10):
+        some = studies.fewer(alone, 1, None, seed)
+        assert set(some["label"]) == {0, 1} and some["source"].nunique() == 2
+
+
+def test_a_kind_is_checked_before_any_fit(frame):
+    assert studies.check_kind(frame, "GAN") == "GAN" and studies.check_kind(frame, "all") == "all"
+    with pytest.raises(ManifestError, match="kind: 'diffusion', expected one of GAN, all"):
+        studies.check_kind(frame, "diffusion")
+    with pytest.raises(ManifestError, match="all in training"):
+        studies.check_kind(frame[frame["generator"] != "unseen"], "all")
 
 
 def test_half_width_is_student_s():
