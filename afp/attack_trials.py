@@ -21,7 +21,7 @@ from .manifest import use_fold
 from .metrics import choose_threshold
 from .robustness import N_FOLDS
 from .runs import score_frame
-from .victims import ProbeVictim
+from .victims import Victim
 
 
 def score_by_fold(folder: str | Path, frame: pd.DataFrame, lossless: bool) -> pd.DataFrame:
@@ -73,7 +73,7 @@ def white_box_scores(
         if set(known.get("key", [])) == {stamp}:
             return known.drop(columns="key")
     images, labels = prepare_all(frame, probe.normalisation), frame["label"].to_numpy()
-    found = white_box(ProbeVictim(probe), images, labels, epsilons, steps)
+    found = white_box(Victim.of(probe), images, labels, epsilons, steps)
     columns = ["path", "label", "generator", "kind", "source"]
     tables = [
         frame[columns].assign(score=scores, perturbation=f"pgd {epsilon * 255:g}/255")

@@ -179,7 +179,7 @@ def white_box(
     a larger budget.
 
     Args:
-        model: logits (b, 2) of real and fake, such as `afp.victims.ProbeVictim`.
+        model: logits (b, 2) of real and fake, such as `afp.victims.Victim`.
         labels: (n,), 0 real or 1 fake; real images are pushed to fake, fake ones to real.
         epsilons: rising, 0 to 1, in floating point (nothing is rounded to 8 bits).
     Returns:

@@ -1,4 +1,4 @@
-"""Where a linear probe looks: how much each patch of an image adds to the logit of "fake".
+"""Where a detector looks: how much each patch of an image adds to the logit of "fake".
 
 Relevance is by integrated gradients (Sundararajan et al., 2017; captum) over the patch embeddings. The baseline of
 a patch is the mean patch of the same image: "nothing special here". With many steps the relevances of an image sum
@@ -22,15 +22,15 @@ from PIL.Image import Resampling
 from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
-from .detectors import Detector, DetectorError
+from .detectors import Detector
 from .features import prepare
 from .metrics import Estimate
-from .victims import ProbeVictim, to_pixels
+from .victims import Victim, to_pixels
 
 BATCH = 8
 
 
-def relevance(victim: ProbeVictim, images: Sequence[Image.Image], n_steps: int = 8) -> np.ndarray:
+def relevance(victim: Victim, images: Sequence[Image.Image], n_steps: int = 8) -> np.ndarray:
     """Each patch's part in the logit of "fake"; negative speaks for "real".
 
     Args:
@@ -45,7 +45,7 @@ def relevance(victim: ProbeVictim, images: Sequence[Image.Image], n_steps: int =
     gradients = IntegratedGradients(victim.logit)
     for start in range(0, len(images), BATCH):
         with torch.no_grad():
-            states = victim.tower.embed(to_pixels(images[start : start + BATCH], victim.weight.device))
+            states = victim.tower.embed(to_pixels(images[start : start + BATCH], victim.device))
         found = gradients.attribute(states, baselines=_baseline(states), n_steps=n_steps, internal_batch_size=BATCH)
         maps.append(found[:, 1:].float().sum(-1).cpu().numpy())
     flat = np.concatenate(maps)
@@ -59,12 +59,12 @@ def _baseline(states: torch.Tensor) -> torch.Tensor:
 
 
 def deletion(
-    victim: ProbeVictim, images: Sequence[Image.Image], maps: np.ndarray, share: float = 0.2, n_random: int = 5
+    victim: Victim, images: Sequence[Image.Image], maps: np.ndarray, share: float = 0.2, n_random: int = 5
 ) -> pd.DataFrame:
     """What deleting patches does to the decision: the most relevant ones, and as many at random.
 
     A deleted patch becomes the image's mean patch. The most relevant patches are those that speak most for the
-    decision that the probe took.
+    decision that the detector took, at its own threshold.
 
     Args:
         maps: (n, g, g), of `relevance`.
@@ -81,9 +81,9 @@ def deletion(
     rng, rows = np.random.default_rng(0), []
     for image, of_image in zip(images, maps, strict=True):
         with torch.no_grad():
-            states = victim.tower.embed(to_pixels([image], victim.weight.device))
+            states = victim.tower.embed(to_pixels([image], victim.device))
             logit = victim.logit(states).item()
-            sign = 1 if logit >= 0 else -1
+            sign = 1 if logit >= victim.threshold else -1
             n = max(1, round(share * of_image.size))
             chosen = [np.argsort(-sign * of_image.ravel(), kind="stable")[:n]]
             chosen += [rng.choice(of_image.size, n, replace=False) for _ in range(n_random)]
@@ -150,21 +150,14 @@ def overlay(image: Image.Image, of_image: np.ndarray, strength: float | None = N
     return Image.fromarray((grey * (1 - share) + colours * share).round().astype(np.uint8))
 
 
-def explainable(detector: Detector) -> ProbeVictim:
-    """The detector as a differentiable module. DetectorError: it is not a linear probe."""
-    if detector.name != "linear-probe":
-        raise DetectorError(f"explain: {detector.name}, expected a linear-probe")
-    return ProbeVictim(detector)
-
-
 def write_overlays(
     detector: Detector, frame: pd.DataFrame, out: str | Path, perturbation: str = "none"
 ) -> list[Path]:
-    """`overlay` of every row as ``out/NNNN-<name>.png``. DetectorError: not a linear probe.
+    """`overlay` of every row as ``out/NNNN-<name>.png``. DetectorError: the detector's score has no gradient.
 
     Notebook: 10_see_where_it_looks
     """
-    victim, out, files = explainable(detector), Path(out), []
+    victim, out, files = Victim.of(detector), Path(out), []
     out.mkdir(parents=True, exist_ok=True)
     for i, row in enumerate(tqdm(frame.itertuples(), total=len(frame), desc="explain", unit="image")):
         image = prepare(row.file, row.sha256, detector.normalisation, perturbation)

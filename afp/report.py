@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,17 @@ import pandas as pd
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
+from .backbones import BackboneError
 from .cautions import cautions
-from .detectors import read_config
+from .detectors import load, read_config
+from .features import prepare
 from .images import ImageError, Normalisation, open_image
 from .metrics import compute
 from .runs import read_scores
 
 THUMBNAIL = 240  # pixels, the longer side
 MOST_THUMBNAILS = 1000  # about 10 MB of page
+MOST_MAPS = 30  # a second or more each on a CPU
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,9 @@ class Standing:
         ]
 
 
-def write_html(table: pd.DataFrame, frame: pd.DataFrame, folder: str | Path, out: str | Path) -> Path:
+def write_html(
+    table: pd.DataFrame, frame: pd.DataFrame, folder: str | Path, out: str | Path, n_maps: int = MOST_MAPS
+) -> Path:
     """A scores table as one page that needs no other file and no network; it opens sorted by score.
 
     Args:
@@ -97,6 +102,7 @@ def write_html(table: pd.DataFrame, frame: pd.DataFrame, folder: str | Path, out
         frame: has the ``file`` of every ``path`` and ``sha256`` in the table.
         folder: the run.
         out: the page to write.
+        n_maps: highest scores that get a relevance map beside their picture, if the run's detector has a gradient.
     Raises:
         DetectorError: ``folder`` holds no run.
 
@@ -110,8 +116,15 @@ def write_html(table: pd.DataFrame, frame: pd.DataFrame, folder: str | Path, out
     about = [*standing.about(), f"Run: {Path(folder).resolve().name}."]
     if len(table) > MOST_THUMBNAILS:
         about.append(f"Pictures are shown for the {MOST_THUMBNAILS} highest scores.")
+    draw = _relevance(folder) if n_maps else None
+    if draw:
+        of = f" of the {n_maps} highest scores" if len(table) > n_maps else ""
+        about.append(
+            f"Beside each picture{of}: what moved the score, red towards fake, blue towards real. Each map is "
+            "scaled by its own largest value. It shows what the detector used, not where an image was changed."
+        )
     environment = jinja2.Environment(loader=jinja2.PackageLoader("afp"), autoescape=True)
-    rows = tqdm(_rows(table, frame, standing), total=len(table), desc="report")
+    rows = tqdm(_rows(table, frame, standing, draw, n_maps), total=len(table), desc="report")
     page = environment.get_template("report.html").render(
         title="Real or fake?", counts=counts, about=about, rows=rows
     )
@@ -127,15 +140,33 @@ def with_files(table: pd.DataFrame, frame: pd.DataFrame) -> Iterator[tuple]:
         yield row, files[row.path, row.sha256]
 
 
-def _rows(table: pd.DataFrame, frame: pd.DataFrame, standing: Standing) -> Iterator[dict]:
+def _relevance(folder: str | Path) -> Callable[[Image.Image], Image.Image] | None:
+    """Draws where a run's detector looks in a prepared image; None if its score has no gradient."""
+    from . import explain, victims  # captum takes seconds to import
+
+    if read_config(folder)["detector"] not in victims.DIFFERENTIABLE:
+        return None
+    try:
+        victim = victims.Victim.of(load(folder))
+    except BackboneError:  # its preprocessing has no gradient
+        return None
+    return lambda image: explain.overlay(image, explain.relevance(victim, [image])[0])
+
+
+def _rows(
+    table: pd.DataFrame, frame: pd.DataFrame, standing: Standing, draw: Callable | None, n_maps: int
+) -> Iterator[dict]:
     for i, (row, file) in enumerate(with_files(table, frame)):
-        content = {"path": row.path, "error": row.error, "notes": [], "thumbnail": ""}
+        content = {"path": row.path, "error": row.error, "notes": [], "thumbnail": "", "map": ""}
         if not row.error:
             content |= {"verdict": standing.verdict(row.score), "standing": standing.among(row.score)}
             content |= {"score": row.score, "threshold": row.threshold}
             try:
                 content["notes"] = cautions(file, standing.normalisation)
                 content["thumbnail"] = thumbnail(open_image(file)) if i < MOST_THUMBNAILS else ""
+                if draw and i < n_maps:
+                    seen = prepare(file, row.sha256, standing.normalisation, row.perturbation)
+                    content["map"] = thumbnail(draw(seen))
             except ImageError as error:  # it could be read when it was scored
                 content["notes"] = [str(error)]
         yield content

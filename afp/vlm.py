@@ -168,6 +168,7 @@ class Vlm:
         return [t.strip() for t in self.tokenizer.batch_decode(said, skip_special_tokens=True)]
 
 
+@torch.inference_mode(False)  # whoever needs it first: its tensors must take part in gradients later
 def load_vlm(
     name: str = DEMO,
     *,

@@ -114,7 +114,7 @@ def probe(small_frame, tiny):
 def test_the_victim_is_the_detector(probe, small_frame):
     from afp.features import prepare_all
 
-    victim = victims.ProbeVictim(probe)
+    victim = victims.Victim.of(probe)
     with torch.inference_mode():
         pixels = victims.to_pixels(prepare_all(small_frame, probe.normalisation))
         found = victim(pixels).softmax(1)[:, 1].numpy()
@@ -123,13 +123,13 @@ def test_the_victim_is_the_detector(probe, small_frame):
 
 def test_more_budget_never_helps_the_defender_and_no_limit_wins(probe, small_frame, images):
     labels = np.array([0, 1, 0, 1, 0, 1])
-    found = attacks.white_box(victims.ProbeVictim(probe), images, labels, [0, 2 / 255, 8 / 255, 1], steps=8)
+    found = attacks.white_box(victims.Victim.of(probe), images, labels, [0, 2 / 255, 8 / 255, 1], steps=8)
     assert found.shape == (4, 6)
     steps = np.diff(found, axis=0)
     assert (steps[:, labels == 1] <= 0).all() and (steps[:, labels == 0] >= 0).all()
     assert found[-1, labels == 1].max() < found[-1, labels == 0].min()
     with pytest.raises(AttackError, match="rising"):
-        attacks.white_box(victims.ProbeVictim(probe), images, labels, [0.1, 0], steps=1)
+        attacks.white_box(victims.Victim.of(probe), images, labels, [0.1, 0], steps=1)
 
 
 def test_triggers_are_where_they_should_be(images, small_frame, tmp_path):

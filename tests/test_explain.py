@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import picture
 from PIL import Image
+from scipy.special import logit
+from test_clip_detectors import small_clip, small_dual
+from test_vlm import save, small_config
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 from typer.testing import CliRunner
 
-from afp import detectors, explain, victims
+from afp import backbones, detectors, explain, victims
+from afp.backbones import load_backbone
 from afp.cli import app
 from afp.detectors import DetectorError
+from afp.features import prepare_all
+from afp.victims import Victim
+from afp.vlm import load_vlm
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _float32():
+    """Sums of many small parts are compared: bfloat16 would be too coarse."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbones, "best_dtype", lambda device: torch.float32)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +51,58 @@ def images():
     return [picture(i, 64) for i in range(4)]
 
 
+# A detector on small towers of random weights: its backbone, and what makes its fit short.
+SMALL = {
+    "linear-probe": ("clip", {"block": "1", "c": [1.0]}),
+    "linear-probe, embedding": ("dual", {"block": "embedding", "c": [1.0]}),
+    "clip-zero-shot": ("dual", {}),
+    "clip-prompt": ("clip", {"n_context": 2, "epochs": 1}),
+    "clip-adapter": ("clip", {"epochs": 2}),
+    "clip-finetune": ("dual", {"epochs": 1, "lr": 1e-2}),
+    "vlm-zero-shot": ("t5", {}),
+    "vlm-zero-shot, rank": ("llama", {"answer_scoring": "rank"}),
+    "vlm-zero-shot, class tokens": ("llama", {}),
+    "vlm-prompt": ("llama", {"epochs": 2, "lr": 0.5}),
+    "vlm-lora": ("llama", {"epochs": 2, "lr": 0.1}),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("towers")
+    made = {"clip": small_clip(root / "clip"), "dual": small_dual(root / "dual")}
+    return made | {llm: save(root / llm, small_config(llm)) for llm in ("llama", "t5")}
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_what_is_explained_is_the_detector_s_own_score(case, folders, small_frame):
+    name, (backbone, config) = case.split(",")[0], SMALL[case]
+    detector = detectors.create(name, backbone=folders[backbone], **config)
+    if case.endswith("class tokens"):  # as `demo-vlm` has them
+        vlm = load_vlm(folders["llama"], dtype="float32")
+        detector.vlm_ = replace(vlm, tower=load_backbone(folders["clip"]), output="cls")
+    parts = [small_frame[small_frame["split"] == s] for s in ("train", "validation")]
+    detector.fit(*parts, progress=False)
+    victim, images = Victim.of(detector), prepare_all(small_frame, detector.normalisation)
+    with torch.no_grad():
+        pixels = victims.to_pixels(images)
+        found = victim.logit(victim.tower.embed(pixels)).numpy()
+        np.testing.assert_allclose(victim(pixels).softmax(1)[:, 1], 1 / (1 + np.exp(-found)), rtol=1e-4)
+    expected = logit(detector.score(small_frame))
+    assert np.abs(found - expected).max() < 0.1 * expected.std()  # the score's features were kept in float16
+    assert ((found >= victim.threshold) == (expected >= logit(detector.threshold_))).mean() > 0.9
+    maps = explain.relevance(victim, images[:2], n_steps=2)
+    assert maps.shape in ((2, 2, 2), (2, 4, 4)) and np.abs(maps).max() > 0
+
+
+@pytest.mark.parametrize("name", ["spectrum", "metadata"])
+def test_detectors_that_read_no_patches_are_refused_by_name(name):
+    with pytest.raises(DetectorError, match=f"{name}: its score has no gradient, expected one of clip-"):
+        Victim.of(detectors.create(name))
+
+
 def test_relevances_sum_to_what_the_patches_add(probe, images):
-    victim = victims.ProbeVictim(probe, dtype="float32")
+    victim = Victim.of(probe)
     maps = explain.relevance(victim, images, n_steps=64)
     assert maps.shape == (4, 4, 4)
     with torch.no_grad():
@@ -45,7 +112,7 @@ def test_relevances_sum_to_what_the_patches_add(probe, images):
 
 
 def test_deletion_measures_the_move_towards_the_other_decision(probe, images):
-    victim = victims.ProbeVictim(probe, dtype="float32")
+    victim = Victim.of(probe)
     maps = explain.relevance(victim, images, n_steps=16)
     found = explain.deletion(victim, images, maps, 0.25)
     upside_down = explain.deletion(victim, images, -maps, 0.25)
@@ -86,6 +153,3 @@ def test_the_command_writes_an_overlay_for_each_readable_image(probe, small_mani
     result = CliRunner().invoke(app, [*arguments, "--explain", str(tmp_path / "maps")])
     assert result.exit_code == 1 and "overlays: 1" in result.output
     assert [f.name for f in (tmp_path / "maps").iterdir()] == ["0000-a__b_.png"]
-    other = detectors.create("spectrum")
-    with pytest.raises(DetectorError, match="explain: spectrum"):
-        explain.explainable(other)

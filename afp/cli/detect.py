@@ -64,9 +64,14 @@ def score(
     perturbation: Annotated[
         str, typer.Option(help="Such as jpeg:75, blur:1 or rescale:0.5+jpeg:75.")
     ] = "none",
-    html: Annotated[Path | None, typer.Option(help="Page with thumbnails and explanations to write.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Page with thumbnails, explanations and relevance maps to write.")
+    ] = None,
+    maps: Annotated[
+        int, typer.Option(min=0, help="Highest scores that get a relevance map on the page; 0 for none.")
+    ] = 30,
     explain: Annotated[
-        Path | None, typer.Option(help="Folder for pictures of where a linear probe looks: red fake, blue real.")
+        Path | None, typer.Option(help="Folder for a relevance map of each image: red for fake, blue for real.")
     ] = None,
 ) -> None:
     """Score images with a run: P(fake), a row each. Exit 1 if any could not be read."""
@@ -75,9 +80,10 @@ def score(
     perturbation = perturbations.check(perturbation)
     folder = _run(run)
     if explain:
-        from ..explain import explainable, write_overlays
+        from ..explain import write_overlays
+        from ..victims import check_differentiable
 
-        explainable(detector := detectors.load(folder))  # refused before any work
+        check_differentiable(detectors.read_config(folder)["detector"])  # refused before any work
     frame, skipped = _frame(paths)
     table = runs.score_to_csv(folder, frame, out, perturbation=perturbation)
     failed = table[table["error"] != ""]
@@ -91,10 +97,11 @@ def score(
         f"{len(good)} scored ({int(fakes.sum())} called fake), {len(failed)} failed, {skipped} skipped: {out}"
     )
     if html:
-        typer.echo(f"report: {report.write_html(table, frame, folder, html)}")
+        typer.echo(f"report: {report.write_html(table, frame, folder, html, maps)}")
     if explain:
         shown = frame[frame["path"].isin(good["path"])]
-        typer.echo(f"overlays: {len(write_overlays(detector, shown, explain, perturbation))} in {explain}")
+        overlays = write_overlays(detectors.load(folder), shown, explain, perturbation)
+        typer.echo(f"overlays: {len(overlays)} in {explain}")
     if len(failed):
         raise typer.Exit(1)
 

@@ -112,6 +112,16 @@ class ClipDetector(Detector):
     def backbone_(self) -> Backbone:
         return load_backbone(self.backbone)
 
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Scaled similarities to both classes' texts, float64, with a gradient: features (n, P) -> (n, 2)."""
+        classifier = self.classifier_.double().to(features.device)
+        # Not `@`: its last digits depend on how many rows there are, and a score must not depend on its batch.
+        return self._scale() * (normalize(features.double(), dim=-1)[:, None] * classifier).sum(-1)
+
+    def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
+        features = self._embeddings(frame, perturbation, progress)
+        return self.logits(features).softmax(-1)[:, 1].cpu().numpy()
+
     def _scale(self) -> float:
         return float(self.backbone_.model.logit_scale.exp())
 
@@ -140,10 +150,3 @@ class ClipDetector(Detector):
         sets = [Views(v, f["label"].to_numpy()) for v, f in ((x, train_rows), (x_val, validation))]
         head.to(self.backbone_.device)
         self.history_ = fit_head(head, *sets, self.recipe(), progress)
-
-
-def p_fake(features: torch.Tensor, classifier: torch.Tensor, scale: float) -> np.ndarray:
-    """Softmax over similarities: features (n, P), classifier (2, P) normalised -> (n,) float64."""
-    # Not `@`: its last digits depend on how many rows there are, and a score must not depend on its batch.
-    similar = (normalize(features.double(), dim=-1)[:, None] * classifier.double().to(features.device)).sum(-1)
-    return (scale * similar).softmax(-1)[:, 1].cpu().numpy()

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,7 +14,7 @@ from torch.nn.functional import normalize, pad
 
 from ..training import Recipe
 from .base import DetectorError
-from .clip import ClipDetector, Preset, p_fake, paper_recipe
+from .clip import ClipDetector, Preset, paper_recipe
 from .clip_text import CLASSES, TextSide
 
 BATCH = 64  # images scored at a time
@@ -78,12 +77,12 @@ class ClipAdapter(ClipDetector):
         self._fit_head(_Head(self.model_, self.classifier_, self._scale()), train, validation, progress)
         self.model_.requires_grad_(False)
 
-    def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        features = self._embeddings(frame, perturbation, progress).to(next(self.model_.parameters()).device)
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """As `ClipDetector.logits`, of the adapted features."""
+        features = features.to(next(self.model_.parameters()).device)
         # Padded to one shape: matrix kernels round by shape, so a score would depend on its batch.
         batches = pad(features, (0, 0, 0, -len(features) % BATCH)).split(BATCH)
-        adapted = torch.cat([self.model_(batch) for batch in batches])[: len(features)]
-        return p_fake(adapted, self.classifier_, self._scale())
+        return super().logits(torch.cat([self.model_(batch) for batch in batches])[: len(features)])
 
     def _save(self, folder: Path) -> None:
         state = {k: v.cpu().contiguous() for k, v in self.model_.state_dict().items()}

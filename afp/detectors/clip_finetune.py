@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -24,7 +23,7 @@ from ..features import prepare
 from ..paths import cache_dir
 from ..training import Recipe, train
 from ..views import random_view
-from .clip import ClipDetector, Preset, Views, p_fake, paper_recipe
+from .clip import ClipDetector, Preset, Views, paper_recipe
 from .clip_text import CLASSES, TextSide, check_text
 
 TEXTS = [f"a {word} photo." for word in CLASSES]
@@ -96,9 +95,6 @@ class ClipFinetune(ClipDetector):
         self.tuned_ = tuned
         with torch.inference_mode():
             self.classifier_ = TextSide.copy_of(tuned).encode(TEXTS).cpu().clone()
-
-    def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        return p_fake(self._embeddings(frame, perturbation, progress), self.classifier_, self._scale())
 
     def _save(self, folder: Path) -> None:
         for part in (self.tuned_.model, self.tuned_.image_processor, self.tuned_.tokenizer):

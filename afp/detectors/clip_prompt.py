@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ from .. import soft_prompts
 from ..soft_prompts import SoftPromptError
 from ..training import Recipe
 from .base import DetectorError
-from .clip import ClipDetector, Preset, p_fake, paper_recipe
+from .clip import ClipDetector, Preset, paper_recipe
 from .clip_text import CLASSES, TextSide, check_text
 from .vlm import adapter
 
@@ -110,9 +109,6 @@ class ClipPrompt(ClipDetector):
     def _settle(self) -> None:
         with torch.inference_mode():
             self.classifier_ = self.side_.encode(self.texts()).cpu().clone()
-
-    def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        return p_fake(self._embeddings(frame, perturbation, progress), self.classifier_, self._scale())
 
     def _save(self, folder: Path) -> None:
         self.side_.tower.save_pretrained(str(folder / "adapter"))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +13,7 @@ from torch.nn.functional import normalize
 
 from ..training import Recipe
 from .base import DetectorError
-from .clip import ClipDetector, Preset, p_fake
+from .clip import ClipDetector, Preset
 from .clip_text import CLASSES, TextSide
 
 TEMPLATES = (
@@ -61,9 +60,6 @@ class ClipZeroShot(ClipDetector):
         with torch.inference_mode():
             means = [side.encode([t.format(word) for t in self.templates]).mean(0) for word in self.words]
             self.classifier_ = normalize(torch.stack(means), dim=-1).cpu().clone()
-
-    def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        return p_fake(self._embeddings(frame, perturbation, progress), self.classifier_, self._scale())
 
     def _save(self, folder: Path) -> None:
         save_file({"classifier": self.classifier_}, folder / "model.safetensors")
