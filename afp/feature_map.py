@@ -6,7 +6,6 @@ is a number in the *original* space, beside what the same number would be if the
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
 
@@ -18,7 +17,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import balanced_accuracy_score, silhouette_score
 from sklearn.model_selection import GroupKFold
 
-from .manifest import ManifestError
+from .manifest import ManifestError, thin
 
 MEASURES = ("purity", "purity, other photographs", "silhouette", "separability")
 
@@ -26,8 +25,7 @@ MEASURES = ("purity", "purity, other photographs", "silhouette", "separability")
 def choose(frame: pd.DataFrame, kinds: Sequence[str] = (), most: int = 2000) -> pd.DataFrame:
     """The rows of a map: photographs that no detector was trained on, and the fakes made of them or of others.
 
-    Measures compare each image with each other one, so large manifests are thinned: whole sources are drawn, in the
-    order of their names' hashes, for as long as ``most`` images are not exceeded (the first source always stays).
+    Measures compare each image with each other one, so large manifests are thinned (`afp.manifest.thin`).
 
     Args:
         frame: a manifest with its splits.
@@ -40,8 +38,6 @@ def choose(frame: pd.DataFrame, kinds: Sequence[str] = (), most: int = 2000) -> 
 
     Notebook: 05_map_feature_space
     """
-    if most < 1:
-        raise ManifestError(f"most: {most} images, expected 1 or more")
     trained_on = frame.loc[frame["split"] == "train", "source"]
     shown = frame[~frame["source"].isin(trained_on)]
     known = sorted(shown.loc[shown["label"] == 1, "kind"].unique())
@@ -52,11 +48,7 @@ def choose(frame: pd.DataFrame, kinds: Sequence[str] = (), most: int = 2000) -> 
             f"kinds: {list(kinds)} leaves labels {sorted(shown['label'].unique().tolist())} among the sources that "
             f"are not in training, expected 0 and 1; the kinds there are: {known} (none given takes all)"
         )
-    counts = shown["source"].value_counts()
-    order = sorted(counts.index, key=lambda source: hashlib.sha256(source.encode()).hexdigest())
-    total = counts[order].cumsum()
-    kept = total.index[(total <= most) | (total.index == order[0])]
-    return shown[shown["source"].isin(kept)].reset_index(drop=True)
+    return thin(shown, most).reset_index(drop=True)
 
 
 def unit(features: np.ndarray) -> np.ndarray:

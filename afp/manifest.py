@@ -168,6 +168,24 @@ def _folds(sources: Iterable[str], n_folds: int, seed: int = 0) -> dict[str, int
     return {source: i % n_folds for i, source in enumerate(order)}
 
 
+def thin(frame: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Rows of some sources, for what is too slow for all: ``most`` images at most (the first source always stays).
+
+    Whole sources are taken in the order of their names' hashes, so the same ones are drawn each time.
+
+    Raises:
+        ManifestError: ``most`` under 1.
+
+    Notebook: 05_map_feature_space
+    """
+    if most < 1:
+        raise ManifestError(f"most: {most} images, expected 1 or more")
+    counts = frame["source"].value_counts()
+    order = sorted(counts.index, key=lambda source: hashlib.sha256(source.encode()).hexdigest())
+    total = counts[order].cumsum()
+    return frame[frame["source"].isin(total.index[(total <= most) | (total.index == order[0])])]
+
+
 def held_in_generators(frame: pd.DataFrame) -> list[str]:
     """Names of the fake generators that have images in the training split."""
     return sorted(frame.loc[(frame["split"] == "train") & (frame["label"] == 1), "generator"].unique())

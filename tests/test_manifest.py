@@ -15,6 +15,7 @@ from afp.manifest import (
     from_folders,
     held_in_generators,
     read_manifest,
+    thin,
     use_fold,
     write_manifest,
 )
@@ -175,6 +176,17 @@ def test_impossible_folds_are_refused(small_frame):
     few = small_frame[small_frame["source"].isin(small_frame["source"].unique()[:3])]
     with pytest.raises(ManifestError, match="3 sources of real images cannot make 5 folds"):
         use_fold(few, 0)
+
+
+def test_a_thinned_manifest_holds_whole_sources_and_always_the_same(demo_frame):
+    few = thin(demo_frame, 100)
+    assert 50 < len(few) <= 100
+    assert len(few) == demo_frame["source"].isin(few["source"]).sum()
+    assert set(thin(demo_frame.sample(frac=1, random_state=0), 100)["path"]) == set(few["path"])
+    assert thin(demo_frame, len(demo_frame)).equals(demo_frame)
+    assert thin(demo_frame, 1)["source"].nunique() == 1
+    with pytest.raises(ManifestError, match="most: 0 images"):
+        thin(demo_frame, 0)
 
 
 def test_a_name_that_is_not_utf_8_has_a_path_that_can_be_written_but_no_place_in_a_manifest(tmp_path):
