@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from .figures import Drawn
-from .plots import DOUBLE, MARKERS, SERIES, SINGLE, style
+from .plots import DOUBLE, SINGLE, look, style
 
 
 @style()
@@ -27,8 +27,8 @@ def budgets(results: pd.DataFrame) -> Drawn:
     for k, (metric, name) in enumerate((("auc", "AUC"), ("accuracy_val", "accuracy"))):
         rows = df[df["metric"] == metric].set_index("epsilon").loc[levels]
         x = np.arange(len(levels)) + 0.06 * (2 * k - 1)
-        ax.vlines(x, rows["low"], rows["high"], color=SERIES[k], linewidth=1)
-        ax.plot(x, rows["value"], color=SERIES[k], marker=MARKERS[k], label=name)
+        ax.vlines(x, rows["low"], rows["high"], color=look(k)[0], linewidth=1)
+        ax.plot(x, rows["value"], color=look(k)[0], marker=look(k)[1], label=name)
     ax.axhline(0.5, color="0.5", linewidth=0.7, linestyle=":")
     ax.set_xticks(range(len(levels)), [f"{level:g}" for level in levels])
     ax.set(xlabel="budget of PGD, grey levels of 255", ylim=(-0.03, 1.03))
@@ -62,8 +62,8 @@ def poison(results: pd.DataFrame, scores: pd.DataFrame) -> Drawn:
         for k, (size, rows) in enumerate(part.groupby("size")):
             rows = rows.set_index("share").loc[shares].reset_index()
             x = np.arange(len(shares)) + 0.08 * (k - 1)
-            ax.vlines(x, rows["low"], rows["high"], color=SERIES[k], linewidth=1)
-            ax.plot(x, rows["value"], color=SERIES[k], marker=MARKERS[k], label=f"patch of {size} pixels")
+            ax.vlines(x, rows["low"], rows["high"], color=look(k)[0], linewidth=1)
+            ax.plot(x, rows["value"], color=look(k)[0], marker=look(k)[1], label=f"patch of {size} pixels")
             tables.append(rows.assign(panel=title))
         ax.set_xticks(range(len(shares)), [f"{share:.0%}" for share in shares])
         ax.set(title=title, xlabel="share of training fakes that were poisoned", ylim=(-0.03, 1.03))

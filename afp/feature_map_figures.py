@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from .figures import Drawn
 from .images import open_image
-from .plots import DOUBLE, MARKERS, SERIES, colour, style
+from .plots import DOUBLE, SERIES, colour, look, style
 
 THUMBNAIL = 72  # pixels a side
 # Plotly's own hover shows text alone: this puts the picture beside it. Names go in by textContent, never as markup.
@@ -79,7 +79,9 @@ def _looks(frame: pd.DataFrame, by: str) -> tuple[list[str], list[Line2D]]:
         fakes = [g for g, label in zip(seen["generator"], seen["label"], strict=True) if label]
         known = {r.generator: colour(r.generator, r.kind) for r in seen.itertuples() if not r.label}
         fresh = [c for c in (*SERIES[1:4], SERIES[4], SERIES[6], "#999933") if c not in known.values()]
-        known |= {g: fresh[i % len(fresh)] for i, g in enumerate(fakes)}
+        if len(fakes) > len(fresh):
+            fresh = [plt.get_cmap("turbo")((i + 0.5) / len(fakes)) for i in range(len(fakes))]
+        known |= dict(zip(fakes, fresh, strict=False))
     elif by == "label":
         known = {0: SERIES[0], 1: SERIES[1]}
     else:
@@ -110,7 +112,8 @@ def numbers(found: pd.DataFrame) -> Drawn:
                 value, null, high = part.loc[key, ["value", "null", "null_high"]]
                 ax.plot([null, high], [y, y], color="0.7", linewidth=4, solid_capstyle="butt")
                 k = spaces.index(key[1])
-                ax.plot(value, y, MARKERS[k], color=SERIES[k])
+                hue, marker = look(k)
+                ax.plot(value, y, marker, color=hue)
         for i in range(1, len(bys)):
             ax.axhline(i * len(spaces) - 0.5, color="0.5", linewidth=0.6)
         ax.set_title(measure.replace(", ", ",\n"), loc="left")

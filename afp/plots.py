@@ -58,6 +58,11 @@ def save(fig: Figure, name: str, table: pd.DataFrame, folder: str | Path | None 
     return files
 
 
+def look(k: int) -> tuple[str, str]:
+    """Colour and marker of the k-th series of a figure, from 0; 49 differ. Notebook: 06_test_robustness"""
+    return SERIES[k % len(SERIES)], MARKERS[(k + k // len(SERIES)) % len(MARKERS)]
+
+
 def colour(generator: str, kind: str, shade: float = 0.0) -> str:
     """The colour of a generator's kind, towards white by `shade` in [0, 1]. Notebook: 04_evaluate_held_out"""
     base = to_rgb(COLOURS.get(generator if kind == "real" else kind, OTHER))

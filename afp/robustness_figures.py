@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from .figures import Drawn
-from .plots import DOUBLE, MARKERS, SERIES, style
+from .plots import DOUBLE, look, style
 from .robustness import LABELS, level, order, title
 
 AXES = {"jpeg": "JPEG quality", "webp": "WEBP quality", "blur": "blur: sigma of the Gaussian, pixels",
@@ -44,9 +44,10 @@ def curves(results: pd.DataFrame, family: str, metrics: Sequence[str] = tuple(LA
         part = df[(df["metric"] == metric) & (df["detector"] == detector)]
         for k, group in enumerate(groups):
             rows = part[part["group"] == group].set_index("perturbation").reindex(specs)
-            x = np.arange(len(specs)) + 0.07 * (k - (len(groups) - 1) / 2)
-            ax.vlines(x, rows["low"], rows["high"], color=SERIES[k], linewidth=0.8, alpha=0.7)
-            ax.plot(x, rows["value"], color=SERIES[k], marker=MARKERS[k], markersize=3.2, linewidth=1)
+            x = np.arange(len(specs)) + min(0.07, 0.6 / len(groups)) * (k - (len(groups) - 1) / 2)
+            hue, marker = look(k)
+            ax.vlines(x, rows["low"], rows["high"], color=hue, linewidth=0.8, alpha=0.7)
+            ax.plot(x, rows["value"], color=hue, marker=marker, markersize=3.2, linewidth=1)
         if metric != "tpr_at_5_fpr":
             ax.axhline(0.5, color="0.5", linewidth=0.7, linestyle=":")
         ax.set_xticks(range(len(specs)), [title(s).split()[-1] for s in specs])
@@ -58,7 +59,7 @@ def curves(results: pd.DataFrame, family: str, metrics: Sequence[str] = tuple(LA
             ax.set_ylabel(LABELS[metric].replace(" at ", "\nat "))
     seen = set(df.loc[df["seen"] == 1, "group"])
     keys = [
-        Line2D([], [], color=SERIES[k], marker=MARKERS[k], label=g + (" (held-in)" if g in seen else ""))
+        Line2D([], [], color=look(k)[0], marker=look(k)[1], label=g + (" (held-in)" if g in seen else ""))
         for k, g in enumerate(groups)
     ]
     fig.legend(handles=keys, loc="outside upper center", ncols=min(4, len(keys)))
@@ -89,8 +90,9 @@ def loss_bars(found: pd.DataFrame, panels: Sequence[str], column: str, axis: str
             rows = found[(found["detector"] == detector) & (found[column] == panel)]
             rows = rows.set_index("perturbation").reindex(specs)
             y = np.arange(len(specs)) + 0.6 * ((k + 0.5) / len(detectors) - 0.5)
-            ax.hlines(y, rows["low"], rows["high"], color=SERIES[k], linewidth=1.1)
-            ax.plot(rows["value"], y, MARKERS[k], color=SERIES[k], label=detector)
+            hue, marker = look(k)
+            ax.hlines(y, rows["low"], rows["high"], color=hue, linewidth=1.1)
+            ax.plot(rows["value"], y, marker, color=hue, label=detector)
         ax.set_title(LABELS.get(panel, panel), loc="left")
         ax.tick_params(axis="y", length=0)
     axes[0, 0].set_yticks(range(len(specs)), [title(s) for s in specs])
@@ -126,12 +128,13 @@ def beside_papers(results: pd.DataFrame, paper: pd.DataFrame, specs: Sequence[st
             values = ours["value"].reindex(specs) if len(ours) else theirs.reindex(specs)
             x = np.arange(len(specs)) + 0.08 * (k - (len(names) - 1) / 2)
             whose = "ours" if len(ours) else "paper"
-            face = SERIES[k] if len(ours) else "white"
-            ax.plot(x, values, "-" if len(ours) else "--", marker=MARKERS[k], color=SERIES[k], mfc=face,
+            hue, marker = look(k)
+            face = hue if len(ours) else "white"
+            ax.plot(x, values, "-" if len(ours) else "--", marker=marker, color=hue, mfc=face,
                     label=f"{name} ({whose})")  # fmt: skip
             if len(ours):
                 rows = ours.reindex(specs)
-                ax.vlines(x, rows["low"], rows["high"], color=SERIES[k], linewidth=1)
+                ax.vlines(x, rows["low"], rows["high"], color=hue, linewidth=1)
             tables.append(pd.DataFrame({"name": name, "whose": whose, "metric": metric, "perturbation": specs,
                                         "value": values.to_numpy()}))  # fmt: skip
         ax.axhline(0.5, color="0.5", linewidth=0.7, linestyle=":")

@@ -133,3 +133,10 @@ def test_the_page_opens_offline_and_no_name_becomes_markup(tmp_path):
     assert text.count("data:image") >= 3
     _fig, table = feature_map_figures.maps({"a": xy}, pd.DataFrame(rows), ["label", "generator", "source"])
     np.testing.assert_array_equal(table[["x", "y"]], xy)
+
+
+def test_twenty_generators_have_a_colour_each():
+    rows = pd.DataFrame({"generator": ["real", *(f"net {i}" for i in range(20))], "kind": "unknown",
+                         "label": [0] + [1] * 20})  # fmt: skip
+    colours, legend = feature_map_figures._looks(rows, "generator")
+    assert len(set(colours)) == 21 and not legend

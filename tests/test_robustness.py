@@ -12,6 +12,7 @@ from afp import detectors, metrics, robustness, robustness_figures, runs
 from afp.detectors import DetectorError
 from afp.manifest import ManifestError, use_fold
 from afp.paths import ROOT
+from afp.plots import look
 from afp.tables import to_markdown
 
 KEY = ["path", "perturbation"]
@@ -97,6 +98,17 @@ def test_each_image_is_scored_by_the_fold_that_never_saw_its_photograph(cross_fi
     assert set(scores.loc[scores["fold"] == 3, "source"]) == sources
     again = robustness.score_folds(cross_fitted, small_frame, ["jpeg:30", "blur:2"], progress=False)
     pd.testing.assert_frame_equal(again, scores)
+
+
+def test_more_generators_than_colours_can_be_drawn():
+    scores = made_up({"none": 0, "jpeg:50": 0}, {"none": 0.1, "jpeg:50": 0.2})
+    nets = [scores[scores["label"] == 1].assign(generator=f"net {i}", path=lambda df: df["path"] + df["generator"])
+            for i in range(21)]  # fmt: skip
+    results = metrics.evaluate(pd.concat([scores[scores["label"] == 0], *nets]), n_boot=2)
+    fig, table = robustness_figures.curves(results, "jpeg", ["auc"])
+    assert table["group"].nunique() == 21
+    assert len({look(k) for k in range(21)}) == 21
+    assert len(fig.axes[0].lines) == 21 + 1
 
 
 def test_bad_settings_are_refused_before_any_work(small_frame, tmp_path):
