@@ -16,7 +16,7 @@ from test_vlm import save, small_config
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 from typer.testing import CliRunner
 
-from afp import backbones, detectors, explain, victims
+from afp import backbones, detectors, explain, runs, victims
 from afp.backbones import load_backbone
 from afp.cli import app
 from afp.detectors import DetectorError
@@ -153,3 +153,11 @@ def test_the_command_writes_an_overlay_for_each_readable_image(probe, small_mani
     result = CliRunner().invoke(app, [*arguments, "--explain", str(tmp_path / "maps")])
     assert result.exit_code == 1 and "overlays: 1" in result.output
     assert [f.name for f in (tmp_path / "maps").iterdir()] == ["0000-a__b_.png"]
+
+
+def test_the_command_refuses_before_any_work_what_cannot_be_explained(small_frame, tmp_path):
+    run = runs.fit_run("metadata", small_frame, tmp_path / "run", progress=False)
+    arguments = ["score", small_frame["file"].iloc[0], "--run", str(run), "--out", str(tmp_path / "s.csv")]
+    result = CliRunner().invoke(app, [*arguments, "--explain", str(tmp_path / "maps")])
+    assert isinstance(result.exception, DetectorError) and "metadata: its score" in str(result.exception)
+    assert not (tmp_path / "s.csv").exists()

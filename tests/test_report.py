@@ -9,6 +9,7 @@ import pytest
 from bs4 import BeautifulSoup
 from conftest import picture
 from PIL import Image, ImageDraw
+from test_attacks import tiny  # noqa: F401
 from typer.testing import CliRunner
 
 from afp import detectors, report, runs
@@ -101,12 +102,27 @@ def test_the_page_stands_alone_and_escapes_names(run, images, tmp_path):
     text = report.write_html(table, frame, run, tmp_path / "deep" / "report.html").read_text(encoding="utf-8")
     page = BeautifulSoup(text, "html.parser")
     assert not re.search(r"//\w", re.sub(r"data:[^\"]*", "", text))
-    assert [i["src"][:23] for i in page.find_all("img")] == ["data:image/jpeg;base64,"] * 2
+    pictures = [i["src"][:23] for i in page.find_all("img")]
+    assert pictures == ["data:image/jpeg;base64,"] * 2 and "Beside each picture" not in text  # no maps: no patches
     assert not page.find(onerror=True)
     rows = [[cell.get_text() for cell in row.find_all("td")] for row in page.select("tbody tr")]
     assert any(NASTY in row[1] for row in rows) and rows[-1][2] == "error" and "content is none of" in rows[-1][3]
     good = table[table["error"] == ""].sort_values("score", ascending=False)
     assert [row[3][:5] for row in rows[:2]] == [f"{score:.3f}" for score in good["score"]]
+
+
+def test_the_page_shows_where_a_tower_looks_in_the_highest_scores(tiny, small_frame, images, tmp_path):  # noqa: F811
+    config = {"backbone": tiny, "block": "2", "c": [1.0]}
+    run = runs.fit_run("linear-probe", small_frame, tmp_path / "r", config=config, progress=False)
+    arguments = ["score", str(images), "--run", str(run), "--out", str(tmp_path / "s.csv"), "--html"]
+    for n_maps in (2, 1, 0):
+        CliRunner().invoke(app, [*arguments, str(tmp_path / "r.html"), "--maps", str(n_maps)])
+        text = (tmp_path / "r.html").read_text(encoding="utf-8")
+        page = BeautifulSoup(text, "html.parser")
+        assert not page.find(onerror=True) and not re.search(r"//\w", re.sub(r"data:[^\"]*", "", text))
+        shown = [[i["alt"] for i in row.find_all("img")] for row in page.select("tbody tr")]
+        assert shown == [*[["", "relevance map"]] * n_maps, *[[""]] * (2 - n_maps), []]
+        assert ("Beside each picture" in text) == (n_maps > 0) and ("of the 1 highest" in text) == (n_maps == 1)
 
 
 def test_score_explains_its_answer_and_writes_the_page(run, images, tmp_path):
