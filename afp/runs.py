@@ -15,11 +15,11 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from . import detectors
+from . import demo_clip, detectors
 from .detectors import Detector, DetectorError
 from .images import UnreadableImages
-from .manifest import read_manifest, use_fold
-from .paths import demo_manifest, runs_dir
+from .manifest import use_fold
+from .paths import ROOT, runs_dir
 
 SCORE_COLUMNS = [
     *("path", "sha256", "label", "generator", "kind", "split", "source", "perturbation"),
@@ -283,10 +283,13 @@ def cross_fit(
     return folder
 
 
-def default_run(progress: bool = True) -> Path:
-    """The linear probe of the demo benchmark, fitted now if it is not there yet.
+def default_run() -> Path:
+    """The linear probe that comes with the workbook, fitted on the demo benchmark; its backbone is made if need be.
+
+    Made by ``afp fit --detector linear-probe --out data/linear-probe``.
 
     Raises:
-        ManifestError: the demo benchmark is not built.
+        afp.wheels.WheelError: the backbone's pinned wheels cannot be had.
     """
-    return fit_run("linear-probe", read_manifest(demo_manifest()), progress=progress)
+    demo_clip.build()
+    return ROOT / "data" / "linear-probe"

@@ -215,13 +215,17 @@ def test_the_papers_command_line(afp, run_folder, tmp_path, monkeypatch):
     assert failing.code == 1 and "of 4" in failing.out
 
 
-def test_a_fresh_clone_says_to_build_the_demo(afp, tmp_path, monkeypatch):
+def test_a_fresh_clone_scores_an_image_without_the_demo(afp, demo_manifest, tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "wheels").symlink_to(demo_manifest.parent.parent / "wheels")  # what would be downloaded
     monkeypatch.setenv("AFP_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     picture(0).save("a.png")
-    for arguments in (["score", "a.png"], ["test", "--img_path", "a.png"], ["fit"]):
-        result = afp(*arguments)
-        assert result.code == 2 and "`afp demo`" in result.err, arguments
+    scored = afp("score", "a.png")
+    assert scored.code == 0 and "1 scored" in scored.out and (tmp_path / "data" / "weights").is_dir()
+    assert afp("test", "--img_path", "a.png").code == 0
+    fitted = afp("fit")
+    assert fitted.code == 2 and "`afp demo`" in fitted.err
 
 
 def test_the_demo_command_is_idempotent(afp, demo_manifest):
