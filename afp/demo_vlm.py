@@ -197,8 +197,8 @@ def save(vlm: Vlm, folder: Path) -> None:
 
 def build(
     originals: Annotated[Path, typer.Argument(help="Folder with the unpacked Debian packages.")],
-    pictures: Annotated[int, typer.Option(help="How many pictures to draw.")] = 4992,
-    steps: Annotated[tuple[int, int], typer.Option(help="Steps of the two lessons.")] = (400, 2600),
+    pictures: Annotated[int, typer.Option(help="How many pictures to draw.")] = 2560,
+    steps: Annotated[tuple[int, int], typer.Option(help="Steps of the two lessons.")] = (400, 2200),
     seeds: Annotated[
         int, typer.Option(help="How many models to train; the best on unseen photos stays.")
     ] = 1,

@@ -7,132 +7,16 @@ by a generator, and no word says whether one was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageOps
 from PIL.Image import Resampling
 from scipy import ndimage
 
+from .demo_vlm_changes import CHANGES, TILE
 from .images import reencode
-
-TILE = 256
-Change = Callable[[Image.Image, np.random.Generator], Image.Image]
-
-
-def _array(function: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> Change:
-    """A change of (h, w, 3) float values in 0-255 as a change of images."""
-
-    def change(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        values = function(np.asarray(image, np.float32), rng)
-        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
-
-    return change
-
-
-def _enhance(kind: Callable, low: float, high: float) -> Change:
-    return lambda image, rng: kind(image).enhance(rng.uniform(low, high))
-
-
-def _gamma(low: float, high: float) -> Change:
-    return _array(lambda a, rng: 255 * (a / 255) ** rng.uniform(low, high))
-
-
-def _shrink(image: Image.Image, factor: float, method: Resampling) -> Image.Image:
-    return image.resize((round(image.width / factor), round(image.height / factor)), method)
-
-
-def _pixelated(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return _shrink(image, rng.uniform(2, 6), Resampling.BOX).resize(image.size, Resampling.NEAREST)
-
-
-def _enlarged(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    method = rng.choice([Resampling.BILINEAR, Resampling.BICUBIC, Resampling.LANCZOS])
-    return _shrink(image, rng.uniform(2, 5), Resampling.BICUBIC).resize(image.size, Resampling(method))
-
-
-def _sharpened(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return image.filter(ImageFilter.UnsharpMask(rng.uniform(0.8, 3), int(rng.uniform(120, 400)), 0))
-
-
-def _smoothed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return image.filter(ImageFilter.MedianFilter(int(rng.choice([3, 5, 7]))))
-
-
-def _polished(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return _sharpened(_smoothed(image, rng), rng)
-
-
-def _crisped(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return _sharpened(_enlarged(image, rng), rng)
-
-
-def _speckled(a: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    hit = rng.random(a.shape[:2]) < rng.uniform(0.01, 0.08)
-    return np.where(hit[..., None], rng.choice([0, 255], a.shape[:2])[..., None], a)
-
-
-def _smeared(a: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return ndimage.uniform_filter1d(a, int(rng.integers(4, 14)), axis=int(rng.integers(2)), mode="nearest")
-
-
-def _rippled(a: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A hard cut in frequency: edges ring."""
-    frequency = np.hypot(np.fft.fftfreq(a.shape[0])[:, None], np.fft.fftfreq(a.shape[1])[None])
-    kept = frequency < rng.uniform(0.06, 0.2)
-    return np.fft.ifft2(np.fft.fft2(a, axes=(0, 1)) * kept[..., None], axes=(0, 1)).real
-
-
-def _gridded(a: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A faint periodic pattern, as strided convolutions leave one."""
-    period = int(rng.choice([2, 4, 8]))
-    pattern = np.tile(rng.normal(0, rng.uniform(3, 10), (period, period)), (TILE // period, TILE // period))
-    return a + pattern[..., None]
-
-
-def _tinted(a: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    share = rng.uniform(0.2, 0.4)
-    return a * (1 - share) + share * rng.permutation([230, rng.uniform(0, 230), 0])
-
-
-CHANGES: dict[str, Change] = {
-    "nothing": lambda image, rng: image,
-    "blurred": lambda image, rng: image.filter(ImageFilter.GaussianBlur(rng.uniform(0.8, 3))),
-    "noisy": _array(lambda a, rng: a + rng.normal(0, rng.uniform(5, 30), a.shape)),
-    "grainy": _array(lambda a, rng: a + rng.normal(0, rng.uniform(5, 25), (*a.shape[:2], 1))),
-    "compressed": lambda image, rng: reencode(image, "jpeg", int(rng.integers(5, 40))),
-    "pixelated": _pixelated,
-    "enlarged": _enlarged,
-    "sharpened": _sharpened,
-    "smoothed": _smoothed,
-    "polished": _polished,
-    "crisped": _crisped,
-    "painted": lambda image, rng: image.filter(ImageFilter.ModeFilter(int(rng.choice([3, 5, 7])))),
-    "posterised": lambda image, rng: ImageOps.posterize(image, int(rng.integers(2, 5))),
-    "dithered": lambda image, rng: image.quantize(int(rng.integers(6, 33))).convert("RGB"),
-    "speckled": _array(_speckled),
-    "smeared": _array(_smeared),
-    "rippled": _array(_rippled),
-    "gridded": _array(_gridded),
-    "tinted": _array(_tinted),
-    "inverted": lambda image, rng: ImageOps.invert(image),
-    "darkened": _gamma(1.6, 3.0),
-    "brightened": _gamma(0.35, 0.65),
-    "faded": _enhance(ImageEnhance.Contrast, 0.3, 0.6),
-    "saturated": _enhance(ImageEnhance.Color, 2.0, 3.5),
-    "grayed": _enhance(ImageEnhance.Color, 0.0, 0.15),
-}
-
-# Changes that cannot be told apart for certain: a question for one is not asked where another was made.
-ALIKE = (
-    {"blurred", "enlarged", "smeared", "rippled", "smoothed"},
-    {"noisy", "grainy", "speckled"},
-    {"sharpened", "crisped", "polished"},
-    {"smoothed", "painted", "polished"},
-    {"posterised", "dithered"},
-    {"enlarged", "crisped"},
-)
 
 COLORS = {
     "red": (190, 40, 40), "orange": (220, 130, 40), "yellow": (220, 210, 70), "green": (70, 140, 60),
@@ -164,6 +48,31 @@ def measure(image: Image.Image) -> dict[str, float]:
         "top": light[:half].mean() - light[half:].mean(),
         "left": light[:, :half].mean() - light[:, half:].mean(),
         "centered": light[edge, edge].mean() - light.mean(),
+    } | _texture(a, light)
+
+
+def _texture(a: np.ndarray, light: np.ndarray) -> dict[str, float]:
+    """How a picture is made up at the scale of pixels, whatever it shows."""
+    down, right = np.gradient(light)
+    slope = np.hypot(down, right)
+    grain = light - ndimage.gaussian_filter(light, 1)
+    chroma = a[..., [0, 2]] - light[..., None]
+    blocks = grain.reshape(32, 8, 32, 8).std((1, 3))
+    octaves = [light[::step, ::step] for step in (1, 2)]
+    fine, coarse = (
+        np.square(o[:, 1::2] - o[:, :-1:2]).mean() + np.square(o[1::2] - o[:-1:2]).mean() for o in octaves
+    )
+    tensor = [ndimage.gaussian_filter(x, 4) for x in (down * down, right * right, down * right)]
+    directed = np.hypot(tensor[0] - tensor[1], 2 * tensor[2])
+    return {
+        "crisp": np.abs(ndimage.laplace(light)).mean() / (slope.mean() + 1),
+        "sparse": np.sqrt(np.square(slope).mean()) / (slope.mean() + 1e-3),
+        "dirty": np.log(np.quantile(blocks, 0.2) + 0.1),
+        "motley": np.abs(chroma - ndimage.gaussian_filter(chroma, (1, 1, 0))).mean(),
+        "fine": np.log((fine + 0.1) / (coarse + 0.1)),
+        "lined": directed.sum() / (tensor[0] + tensor[1] + 1).sum(),
+        "upright": np.log((np.square(right).mean() + 0.1) / (np.square(down).mean() + 0.1)),
+        "patchy": blocks.std() / (blocks.mean() + 0.1),
     }
 
 
@@ -178,6 +87,14 @@ MEASURED = {
     "top": ("toplit", "bottomlit"),
     "left": ("leftlit", "rightlit"),
     "centered": ("centerlit", "edgelit"),
+    "crisp": ("crisp", "mellow"),
+    "sparse": ("sparse", "dense"),
+    "dirty": ("dirty", "clean"),
+    "motley": ("motley", "uniform"),
+    "fine": ("fine", "coarse"),
+    "lined": ("lined", "stippled"),
+    "upright": ("upright", "lying"),
+    "patchy": ("patchy", "even"),
 }
 
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from .demo_vlm_data import ALIKE, CHANGES, COLORS, MEASURED
+from .demo_vlm_changes import ALIKE, CHANGES
+from .demo_vlm_data import COLORS, MEASURED
 
 CHANGE_WORDS = [c for c in CHANGES if c != "nothing"]
 MEASURED_WORDS = [word for pair in MEASURED.values() for word in pair]

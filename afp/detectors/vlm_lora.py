@@ -33,7 +33,7 @@ class VlmLora(VlmDetector):
     """
 
     name: ClassVar[str] = "vlm-lora"
-    demo_recipe: ClassVar[Recipe] = Recipe(lr=2e-3, epochs=25, batch_size=72)
+    demo_recipe: ClassVar[Recipe] = Recipe(lr=2e-3, epochs=10, batch_size=72)
     tower: str = "llm"
     rank: int = 8
     alpha: int = 32
