@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 
 from . import demo_clip, detectors
 from .detectors import Detector, DetectorError
-from .images import UnreadableImages
+from .images import UnreadableImages, sha256
 from .manifest import use_fold
 from .paths import ROOT, runs_dir
+from .vlm import DEMO, DEMO_FOLDER, UNTRAINED
 
 SCORE_COLUMNS = [
     *("path", "sha256", "label", "generator", "kind", "split", "source", "perturbation"),
@@ -93,9 +94,13 @@ def fit_run(
 
 
 def _identity(detector: Detector, train: pd.DataFrame, validation: pd.DataFrame) -> str:
-    """Hash of what a fit depends on: detector, its module, config, and the training and validation images."""
+    """Hash of what a fit depends on: detector, its module, config, local weights, training and validation images."""
     digest = hashlib.sha256(json.dumps([detector.name, detector.config()], sort_keys=True).encode())
     digest.update(Path(inspect.getfile(type(detector))).read_bytes())  # edited code is another detector
+    backbone = getattr(detector, "backbone", "")
+    local = {"demo-clip": demo_clip.folder(), DEMO: DEMO_FOLDER, UNTRAINED: DEMO_FOLDER}
+    for weights in sorted(local.get(backbone, Path(backbone)).glob("*.safetensors") if backbone else []):
+        digest.update(sha256(weights).encode())  # a hub's stay as they are, those in a folder may change
     for part in (train, validation):
         digest.update("".join(sorted(part["sha256"] + part["label"].astype(str))).encode() + b"|")
     return digest.hexdigest()[:8]

@@ -84,6 +84,15 @@ def test_every_thing_that_changes_a_fit_changes_the_default_folder(small_frame, 
     assert all(f.parent == tmp_path and f.name.startswith("metadata-") for f in folders)
 
 
+def test_other_weights_in_the_same_folder_are_another_fit(small_frame, tmp_path):
+    detector = detectors.create("linear-probe", backbone=str(tmp_path))
+    keys = []
+    for content in (b"old", b"new"):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        keys.append(runs._identity(detector, small_frame, small_frame))
+    assert keys[0] != keys[1]
+
+
 def test_a_generator_can_be_left_out_and_an_unknown_one_is_named(small_frame, tmp_path):
     seen = small_frame.assign(split=use_fold(small_frame.assign(split="train"), 0)["split"])
     folder = runs.fit_run("spectrum", seen, tmp_path / "r", without=["half"], progress=False)
