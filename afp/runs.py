@@ -27,17 +27,7 @@ SCORE_COLUMNS = [
     *("detector", "run", "fold", "seen", "threshold", "score", "error"),
 ]
 CHUNK = 64  # images between two flushes of a scores table
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "scikit-learn",
-    "numpy",
-    "pandas",
-    "pillow",
-    "ncnn",
-)
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy", "pandas", "pillow", "ncnn")
 
 
 def fit_run(
@@ -94,9 +84,11 @@ def fit_run(
 
 
 def _identity(detector: Detector, train: pd.DataFrame, validation: pd.DataFrame) -> str:
-    """Hash of what a fit depends on: detector, its module, config, local weights, training and validation images."""
+    """Hash of what a fit depends on: detector, its modules, config, local weights, training and validation images."""
     digest = hashlib.sha256(json.dumps([detector.name, detector.config()], sort_keys=True).encode())
-    digest.update(Path(inspect.getfile(type(detector))).read_bytes())  # edited code is another detector
+    own = {inspect.getfile(c) for c in type(detector).__mro__ if c.__module__.startswith(__package__)}
+    for module in sorted(own):  # edited code is another detector
+        digest.update(Path(module).read_bytes())
     backbone = getattr(detector, "backbone", "")
     local = {"demo-clip": demo_clip.folder(), DEMO: DEMO_FOLDER, UNTRAINED: DEMO_FOLDER}
     for weights in sorted(local.get(backbone, Path(backbone)).glob("*.safetensors") if backbone else []):

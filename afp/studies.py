@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +63,7 @@ def attempt(
     *,
     photos: int | None = None,
     shots: int | None = None,
+    without: Sequence[str] = (),
     progress: bool = False,
 ) -> Attempt:
     """Fit a detector on fold ``seed`` modulo 5 and score the fold's test images.
@@ -71,15 +73,18 @@ def attempt(
     Args:
         frame: a manifest that is not split yet, or whose split may be dealt anew.
         photos, shots: see `fewer`.
+        without: generators left out of training and validation, and scored all the same.
 
     Notebook: 03_adapt_clip
     """
     part = use_fold(frame, seed % N_FOLDS, N_FOLDS)
-    train = fewer(part[part["split"] == "train"], photos, shots, seed)
+    used = part[~part["generator"].isin(without)]
+    train, validation = (used[used["split"] == split] for split in ("train", "validation"))
+    train = fewer(train, photos, shots, seed)
     drawn = "preset" in detectors.detector_class(name).__dataclass_fields__ or config.get("recipe") == "paper"
     detector = detectors.create(name, **config, **({"seed": seed} if drawn else {}))
     started = time.perf_counter()
-    detector.fit(train, part[part["split"] == "validation"], progress=progress)
+    detector.fit(train, validation, progress=progress)
     seconds = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as folder:
         size = sum(f.stat().st_size for f in detector.save(folder).rglob("*") if f.is_file()) / 1e6
