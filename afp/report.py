@@ -24,7 +24,7 @@ from .runs import read_scores
 
 THUMBNAIL = 240  # pixels, the longer side
 MOST_THUMBNAILS = 1000  # about 10 MB of page
-MOST_MAPS = 30  # a second or more each on a CPU
+MOST_MAPS = 30  # some seconds each on a CPU
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _relevance(folder: str | Path) -> Callable[[Image.Image], Image.Image] | Non
         victim = victims.Victim.of(load(folder))
     except BackboneError:  # its preprocessing has no gradient
         return None
-    return lambda image: explain.overlay(image, explain.relevance(victim, [image])[0])
+    return lambda image: explain.overlay(image, explain.relevance(victim, [image], n_steps=4)[0])  # as notebook 04
 
 
 def _rows(
