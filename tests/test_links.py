@@ -72,5 +72,14 @@ def test_glossary_terms_are_explained_once_and_can_be_linked_from_anywhere():
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_a_notebook_links_the_terms_that_it_uses_to_the_glossary(path):
+    text = prose(path)
+    words = re.sub(r"```.*?```|`[^`\n]*`|\]\([^)]*\)|^[#|].*$", "", text, flags=re.S | re.M)
+    for term in re.findall(r"^### (.+)$", GLOSSARY.read_text(encoding="utf-8"), re.M):
+        if re.search(rf"(?<![\w-]){term.replace('-', '[- ]')}s?(?![\w-])", words, re.I):
+            assert f"(GLOSSARY.md#{term})" in text, term
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 def test_a_notebook_begins_with_its_number_as_title(path):
     assert prose(path).startswith(f"# {path.stem[:2]} ")
