@@ -85,7 +85,7 @@ def lab(tmp_path):
 
 def test_the_first_notebook_runs_in_jupyterlab(lab, browser, demo_manifest):
     browser.get(lab)
-    wait = WebDriverWait(browser, 120)
+    wait = WebDriverWait(browser, 400)
     wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell"))
     kernel, idle = ".jp-Toolbar-kernelName", ".jp-Notebook-ExecutionIndicator[data-status=idle]"
     wait.until(lambda b: "Python 3" in b.find_element(By.CSS_SELECTOR, kernel).text)
