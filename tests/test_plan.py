@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from afp import plan
 from afp.cli import app
+from afp.detectors.vlm_prompt import VlmPrompt
 from afp.paths import ROOT
 from afp.workbook import NOTEBOOKS, WorkbookError, find, parameters
 
@@ -81,7 +82,8 @@ def test_a_vision_language_model_is_counted_with_its_tokens_and_a_fit(small_mani
     assert "needs 15 x 1.25 + 1 GiB" in found["memory"].detail
     assert not _findings(values | {"preset": "paper"}, "02_train_soft_prompt")["training"].ok
     beside = _findings({"manifest_path": str(small_manifest), "vlm": values["backbone"]}, "05_map_feature_space")
-    assert "25 epochs" in beside["training"].detail and "hf download Salesforce/" in beside["weights"].detail
+    assert f"{VlmPrompt.demo_recipe.epochs} epochs" in beside["training"].detail
+    assert "hf download Salesforce/" in beside["weights"].detail
     assert "training" not in _findings({"manifest_path": str(small_manifest), "vlm": ""}, "05_map_feature_space")
 
 
