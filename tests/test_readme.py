@@ -37,7 +37,7 @@ def test_the_committed_scores_are_of_the_demo_and_held_out_by_photograph(demo_ma
         assert scores["score"].notna().all(), file.name
 
 
-@pytest.mark.parametrize("name", ["linear-probe", "spectrum", "metadata"])
+@pytest.mark.parametrize("name", ["linear-probe", "spectrum", "metadata", "clip-zero-shot", "vlm-zero-shot"])
 def test_a_fresh_fit_gives_the_results_of_the_table(name, results, demo_manifest, tmp_path):
     folder = runs.cross_fit(name, read_manifest(demo_manifest), tmp_path / name, progress=False)
     fresh = metrics.evaluate(runs.read_scores(folder / "scores.csv"), n_boot=1)
