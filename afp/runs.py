@@ -84,7 +84,7 @@ def fit_run(
 
 
 def _identity(detector: Detector, train: pd.DataFrame, validation: pd.DataFrame) -> str:
-    """Hash of what a fit depends on: detector, its modules, config, local weights, training and validation images."""
+    """Hash of what a fit depends on: detector, its modules, config, local weights, train and validation images."""
     digest = hashlib.sha256(json.dumps([detector.name, detector.config()], sort_keys=True).encode())
     own = {inspect.getfile(c) for c in type(detector).__mro__ if c.__module__.startswith(__package__)}
     for module in sorted(own):  # edited code is another detector
