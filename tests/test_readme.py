@@ -12,6 +12,7 @@ import pytest
 from afp import metrics, runs
 from afp.manifest import read_manifest
 from afp.paths import ROOT
+from afp.robustness import robustness_table
 from afp.tables import comparison_table, to_markdown
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,6 +27,12 @@ def results() -> pd.DataFrame:
 def test_every_number_of_the_results_table_is_recomputed_from_the_scores(results):
     shown = re.search(r"<!-- results -->\n(.*?)\n<!-- /results -->", README, re.S)[1]
     assert shown.strip() == to_markdown(comparison_table(results)).strip()
+
+
+def test_every_number_of_the_robustness_table_is_recomputed_from_the_scores():
+    shown = re.search(r"<!-- robustness -->\n(.*?)\n<!-- /robustness -->", README, re.S)[1]
+    scores = runs.read_scores(ROOT / "data" / "robustness.csv.gz")
+    assert shown.strip() == to_markdown(robustness_table(metrics.evaluate(scores))).strip()
 
 
 def test_the_committed_scores_are_of_the_demo_and_held_out_by_photograph(demo_manifest):

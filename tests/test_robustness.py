@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,9 +9,7 @@ import pytest
 from afp import detectors, metrics, robustness, robustness_figures, runs
 from afp.detectors import DetectorError
 from afp.manifest import ManifestError, use_fold
-from afp.paths import ROOT
 from afp.plots import look
-from afp.tables import to_markdown
 
 KEY = ["path", "perturbation"]
 
@@ -69,14 +65,6 @@ def test_figures_plot_the_numbers_that_they_are_given():
     fig, _ = robustness_figures.loss_bars(found, ["AUC"], "loss", "lost")
     shown = [text.get_text() for text in fig.axes[0].get_yticklabels()]
     assert shown == ["JPEG 75", "JPEG 50", "blur 2", "rescale 0.5 + JPEG 75"]
-
-
-def test_the_readmes_table_is_the_notebooks():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = re.search(r"<!-- robustness -->\n(.*?)<!-- /robustness -->", readme, re.S)[1]
-    table = pd.read_csv(ROOT / "figures" / "06_table.csv")
-    columns = ["detector", "metric", "clean", "JPEG 75", "JPEG 50", "blur 1", "blur 2"]
-    assert shown == to_markdown(table[columns])
 
 
 @pytest.fixture(scope="module")
