@@ -60,7 +60,7 @@ demo: .make/linear-probe.csv
 test: .make/test
 	@tail -n 1 .make/test.log
 
-.make/test: .make/linear-probe.csv $(NOTEBOOKS) $(TESTS) README.md data/README.md
+.make/test: data/demo/manifest.csv $(SOURCES) $(NOTEBOOKS) $(TESTS) README.md data/README.md
 	@mkdir -p .make
 	$(BIN)/ruff check afp tests notebooks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal > .make/test.log 2>&1; status=$$?; cat .make/test.log; exit $$status

@@ -37,6 +37,10 @@ class VisionTower:
     model: nn.Module
     image_processor: object
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
     @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.image_processor.to_json_string().encode())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import test_clip_detectors
 
 from afp import workbook
 from afp.paths import ROOT
@@ -32,6 +33,7 @@ FEWER = {
     "07_vary_training_size": {"n_seeds": "2", "epochs": "4"},
     "08_attack_detector": {
         "steps": "2",
+        "most": "60",
         "budgets": "0,0.5,255",
         "patch_sizes": "32",
         "shares": "0,0.1,0.2",
@@ -46,6 +48,18 @@ FEWER = {
 }
 
 
+# Notebooks that take any CLIP: here a small one, so that they last seconds; the others read the demo's own tower.
+ANY_CLIP = ("03", "05", "06", "07", "08", "10")
+
+
+@pytest.fixture(scope="session")
+def small_tower(tmp_path_factory) -> str:
+    """A CLIP with twelve blocks, as the demo's has, that are narrow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(test_clip_detectors.VISION, "num_hidden_layers", 12)
+        return test_clip_detectors.small_dual(tmp_path_factory.mktemp("tower"))
+
+
 def cells(path: Path, kind: str | None = None) -> list:
     return [c for c in nbformat.read(path, as_version=4).cells if kind in (None, c.cell_type)]
 
@@ -55,10 +69,11 @@ def code_lines(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", CHAPTERS + SOLUTIONS, **IDS)
-def test_it_runs(path, few_manifest, tmp_path):
+def test_it_runs(path, few_manifest, small_tower, tmp_path):
     name = path.relative_to(FOLDER).with_suffix("").as_posix()
-    images = {"manifest_path": str(few_manifest)} if "manifest_path" in workbook.parameters(path) else {}
-    done = workbook.execute(path, images | FEWER.get(name, {}), out=tmp_path)
+    given = {"manifest_path": str(few_manifest)} if "manifest_path" in workbook.parameters(path) else {}
+    given |= {"backbone": small_tower} if name.startswith(ANY_CLIP) else {}
+    done = workbook.execute(path, given | FEWER.get(name, {}), out=tmp_path)
     failed = [o for c in cells(done, "code") for o in c.outputs if o.output_type == "error"]
     assert not failed
     assert done.stat().st_size <= 300 * 1024, f"{done.stat().st_size // 1024} KB"

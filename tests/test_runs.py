@@ -21,6 +21,7 @@ from afp import detectors, metrics, runs
 from afp.detectors import Detector, DetectorError
 from afp.images import list_images
 from afp.manifest import from_files, read_manifest, use_fold
+from afp.paths import ROOT
 from afp.tables import held_out_table
 
 
@@ -368,6 +369,9 @@ def test_the_table_is_a_function_of_the_scores(crossed):
         assert cells["accuracy at .5"].startswith(f"{((part['score'] >= 0.5) == part['label']).mean():.2f}")
 
 
+@pytest.mark.skipif(
+    not (ROOT / ".make" / "linear-probe.csv").is_file(), reason="the demo's features are not there: make demo"
+)
 def test_the_default_run_is_what_its_command_makes(demo_frame, tmp_path):
     shipped = detectors.load(runs.default_run())
     fitted = detectors.load(runs.fit_run("linear-probe", demo_frame, tmp_path / "probe", progress=False))

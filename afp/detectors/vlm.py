@@ -84,7 +84,7 @@ class VlmDetector(Detector):
         `afp.vlm.load_vlm`.
     """
 
-    demo_recipe: ClassVar[Recipe] = Recipe(lr=0.03, epochs=8, batch_size=72)
+    demo_recipe: ClassVar[Recipe] = Recipe(lr=0.03, epochs=5, batch_size=72)
     backbone: str = DEMO
     question: str = "Is this photo real?"
     answers: tuple[str, str] = ("yes", "no")
