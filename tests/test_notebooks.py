@@ -22,6 +22,7 @@ IDS = {"ids": lambda path: path.relative_to(FOLDER).with_suffix("").as_posix()}
 FEWER = {
     "02_train_soft_prompt": {"n_seeds": "1", "n_boot": "50"},
     "03_adapt_clip": {"n_seeds": "2"},
+    "04_evaluate_held_out": {"n_boot": "50"},
     "05_map_feature_space": {"n_permutations": "5"},
     "06_test_robustness": {
         "detectors": "linear-probe,spectrum",
@@ -33,7 +34,6 @@ FEWER = {
     "07_vary_training_size": {"n_seeds": "2", "epochs": "4"},
     "08_attack_detector": {
         "steps": "2",
-        "most": "60",
         "budgets": "0,0.5,255",
         "patch_sizes": "32",
         "shares": "0,0.1,0.2",
