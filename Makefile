@@ -24,7 +24,7 @@ help:
 	@echo "make robustness score them under JPEG and blur, keep the scores in data/robustness.csv.gz"
 	@echo "make lab        open the workbook in JupyterLab"
 	@echo "make gallery    executed notebooks and figures as static pages in gallery/"
-	@echo "make notebooks  run every notebook in full (most of an hour) and keep its outputs in notebooks/"
+	@echo "make notebooks  run every notebook in full (half an hour) and keep its outputs in notebooks/"
 	@echo "make clean      delete what was built, but not the downloads"
 
 setup: $(VENV)/.stamp
