@@ -62,8 +62,8 @@ def lab(tmp_path, few_manifest):
     copies = shutil.copytree(NOTEBOOKS, tmp_path / "work" / "notebooks")
     first = nbformat.read(copies / "00_start_here.ipynb", as_version=4)
     (parameters,) = [c for c in first.cells if "parameters" in c.metadata.get("tags", [])]
-    few = f'manifest_path = "{few_manifest}"'
-    parameters.source = parameters.source.replace('manifest_path: str = ""', few)
+    few = f'demo_manifest = "{few_manifest}"'
+    parameters.source = parameters.source.replace('demo_manifest: str = ""', few)
     for cell in first.cells:  # outputs of an earlier run would pass for this one's
         if cell.cell_type == "code":
             cell.update(outputs=[], execution_count=None)

@@ -71,7 +71,8 @@ def code_lines(source: str) -> list[str]:
 @pytest.mark.parametrize("path", CHAPTERS + SOLUTIONS, **IDS)
 def test_it_runs(path, few_manifest, small_tower, tmp_path):
     name = path.relative_to(FOLDER).with_suffix("").as_posix()
-    given = {"manifest_path": str(few_manifest)} if "manifest_path" in workbook.parameters(path) else {}
+    images = {"manifest_path", "demo_manifest"} & set(workbook.parameters(path))
+    given = dict.fromkeys(images, str(few_manifest))
     given |= {"backbone": small_tower} if name.startswith(ANY_CLIP) else {}
     done = workbook.execute(path, given | FEWER.get(name, {}), out=tmp_path)
     failed = [o for c in cells(done, "code") for o in c.outputs if o.output_type == "error"]
