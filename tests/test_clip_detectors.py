@@ -91,12 +91,12 @@ def small_clip(folder, eos_token_id=None):
     return save_processor(folder)
 
 
-def small_dual(folder):
-    """A small CLIP image tower joined to a small BERT, as `demo-clip` is."""
+def small_dual(folder, n_blocks=SMALL["num_hidden_layers"]):
+    """A small CLIP image tower of so many blocks joined to a small BERT, as `demo-clip` is."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = BertTokenizerFast(vocab={w: i for i, w in enumerate(special + WORDS)})
     torch.manual_seed(0)
-    image = CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION))
+    image = CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION | {"num_hidden_layers": n_blocks}))
     text = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=40, **SMALL))
     config = VisionTextDualEncoderConfig.from_vision_text_configs(
         image.config, text.config, projection_dim=12

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import test_clip_detectors
+from test_clip_detectors import small_dual
 
 from afp import workbook
 from afp.paths import ROOT
@@ -55,9 +55,7 @@ ANY_CLIP = ("03", "05", "06", "07", "08", "10")
 @pytest.fixture(scope="session")
 def small_tower(tmp_path_factory) -> str:
     """A CLIP with twelve blocks, as the demo's has, that are narrow."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(test_clip_detectors.VISION, "num_hidden_layers", 12)
-        return test_clip_detectors.small_dual(tmp_path_factory.mktemp("tower"))
+    return small_dual(tmp_path_factory.mktemp("tower"), n_blocks=12)
 
 
 def cells(path: Path, kind: str | None = None) -> list:
