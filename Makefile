@@ -9,6 +9,8 @@ DETECTORS := linear-probe metadata spectrum vlm-zero-shot
 TRAINED := clip-zero-shot clip-prompt clip-adapter clip-finetune vlm-prompt vlm-lora
 COMMA := ,
 SPACE := $(subst ,, )
+# Where it is set, each of the notebooks compiles the libraries that it imports anew, which takes it ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
 DEMO := 00_start_here 01_prepare_data 04_evaluate_held_out 09_draw_paper_figures
 TESTS := $(wildcard tests/*.py notebooks/solutions/*.ipynb data/published/*)
 
