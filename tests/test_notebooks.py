@@ -6,6 +6,7 @@ import ast
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 from test_clip_detectors import small_dual
@@ -40,11 +41,14 @@ FEWER = {
         "n_boot": "100",
     },
     "10_see_where_it_looks": {"n_steps": "2", "n_boot": "100"},
-    "solutions/02_train_soft_prompt": {"n_seeds": "1"},
-    "solutions/03_adapt_clip": {"n_seeds": "1"},
-    "solutions/06_test_robustness": {"perturbations": "noise:8,rescale:0.5", "n_boot": "100"},
-    "solutions/07_vary_training_size": {"n_seeds": "2"},
-    "solutions/09_draw_paper_figures": {"step": "0.01"},
+}
+FEWER_IN_SOLUTIONS = {
+    "02_train_soft_prompt": {"n_seeds": 1},
+    "03_adapt_clip": {"n_seeds": 1},
+    "06_test_robustness": {"perturbations": "noise:8,rescale:0.5", "n_boot": 100},
+    "07_vary_training_size": {"n_seeds": 2},
+    "09_draw_paper_figures": {"step": 0.01},
+    "10_see_where_it_looks": {"n_steps": 2},
 }
 
 
@@ -66,16 +70,29 @@ def code_lines(source: str) -> list[str]:
     return [line for line in source.splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("path", CHAPTERS + SOLUTIONS, **IDS)
-def test_it_runs(path, few_manifest, small_tower, tmp_path):
-    name = path.relative_to(FOLDER).with_suffix("").as_posix()
+@pytest.mark.parametrize("path", CHAPTERS, **IDS)
+def test_a_chapter_runs(path, few_manifest, small_tower, tmp_path):
     images = {"manifest_path", "demo_manifest"} & set(workbook.parameters(path))
     given = dict.fromkeys(images, str(few_manifest))
-    given |= {"backbone": small_tower} if name.startswith(ANY_CLIP) else {}
-    done = workbook.execute(path, given | FEWER.get(name, {}), out=tmp_path)
+    given |= {"backbone": small_tower} if path.stem.startswith(ANY_CLIP) else {}
+    done = workbook.execute(path, given | FEWER.get(path.stem, {}), out=tmp_path)
     failed = [o for c in cells(done, "code") for o in c.outputs if o.output_type == "error"]
     assert not failed
     assert done.stat().st_size <= 300 * 1024, f"{done.stat().st_size // 1024} KB"
+
+
+@pytest.mark.parametrize("path", SOLUTIONS, **IDS)
+def test_a_solution_runs(path, few_manifest, monkeypatch):
+    """In this process: a kernel for each would import everything anew."""
+    monkeypatch.chdir(FOLDER)
+    parameters, *rest = cells(path, "code")
+    names: dict = {}
+    exec(parameters.source, names)
+    given = FEWER_IN_SOLUTIONS.get(path.stem, {}) | {"demo_manifest": str(few_manifest)}
+    names |= {name: value for name, value in given.items() if name in names}
+    for cell in rest:
+        exec(compile(cell.source, path.name, "exec"), names)
+    plt.close("all")
 
 
 @pytest.mark.parametrize("path", CHAPTERS, **IDS)
