@@ -70,7 +70,7 @@ def test_a_fresh_score_is_that_of_the_table(name, few_manifest):
         detector = detectors.create(name).fit(train, validation, progress=False)
     both = frame.merge(committed[["sha256", "score"]], on="sha256")
     fresh, shown = detector.score(both), both["score"].to_numpy()
-    assert len(both) > 10
+    assert len(both) > 5
     # Towers round differently where the processor has bfloat16.
     assert np.corrcoef(fresh, shown)[0, 1] > 0.95
     assert np.abs(fresh - shown).mean() < 0.03

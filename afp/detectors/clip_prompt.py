@@ -111,7 +111,7 @@ class ClipPrompt(ClipDetector):
             self.classifier_ = self.side_.encode(self.texts()).cpu().clone()
 
     def _save(self, folder: Path) -> None:
-        self.side_.tower.save_pretrained(str(folder / "adapter"))
+        self.side_.tower.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
 
     def _load(self, folder: Path) -> None:
         side = TextSide.copy_of(self.backbone_)

@@ -75,7 +75,7 @@ class VlmLora(VlmDetector):
         self._train(train, validation, progress)
 
     def _save(self, folder: Path) -> None:
-        self.lora_.save_pretrained(str(folder / "adapter"))
+        self.lora_.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
 
     def _load(self, folder: Path) -> None:
         self._forget()

@@ -100,7 +100,7 @@ class VlmPrompt(VlmDetector):
 
     def _save(self, folder: Path) -> None:
         for tower, prompt in self.prompts_.items():
-            prompt.save_pretrained(str(folder / f"adapter-{tower}"))
+            prompt.save_pretrained(str(folder / f"adapter-{tower}"), save_embedding_layers=False)
 
     def _load(self, folder: Path) -> None:
         self._forget()
