@@ -62,10 +62,10 @@ demo: .make/linear-probe.csv
 test: .make/test
 	@tail -n 1 .make/test.log
 
-.make/test: $(VENV)/.stamp $(SOURCES) $(NOTEBOOKS) $(TESTS) README.md data/README.md
+.make/test: data/demo/manifest.csv $(SOURCES) $(NOTEBOOKS) $(TESTS) README.md data/README.md
 	@mkdir -p .make
 	$(BIN)/ruff check afp tests notebooks
-	@# One thread a process, UMAP's too. The first process builds the demo while the second tests what needs none.
+	@# One thread a process, UMAP's too: two that wait for each other on busy cores are many times slower.
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal > .make/test.log 2>&1; status=$$?; cat .make/test.log; exit $$status
 	@touch $@
 

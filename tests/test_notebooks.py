@@ -53,7 +53,7 @@ FEWER_IN_SOLUTIONS = {
 
 
 # Notebooks that take any CLIP: here a small one, so that they last seconds; the others read the demo's own tower.
-ANY_CLIP = ("03", "05", "06", "07", "08", "10")
+ANY_CLIP = ("03", "04", "05", "06", "07", "08", "10")
 
 
 @pytest.fixture(scope="session")
