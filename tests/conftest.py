@@ -15,11 +15,15 @@ from afp.robustness import few_tiles
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest comes first in both halves: each of two processes starts with one of them."""
+    """What takes longest comes first in both halves, so that each of two processes starts with it.
+
+    Those that read the demo's tower stand in one half: what the first of them extracts, the next finds.
+    """
     long = [item for item in items if item.name.startswith(("test_a_chapter_runs", "test_the_first_notebook"))]
     rest = [item for item in items if item not in long]
-    cut = len(items) // 2 - len(long[::2])
-    items[:] = long[::2] + rest[:cut] + long[1::2] + rest[cut:]
+    half = len(long) // 2
+    cut = len(items) // 2 - half
+    items[:] = long[:half] + rest[:cut] + long[half:] + rest[cut:]
 
 
 @pytest.fixture(scope="session", autouse=True)
