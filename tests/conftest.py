@@ -44,7 +44,7 @@ def demo_manifest() -> Path:
 def few_manifest(demo_manifest, tmp_path_factory) -> Path:
     """The demo benchmark with one tile of each of six photographs, and the first wild images of both kinds."""
     few = few_tiles(read_manifest(demo_manifest), 1)
-    wild = few["kind"].isin(["text-to-image", "commercial"])
+    wild = few["kind"].isin(demo.WILD)
     group = few["generator"].mask(wild, few["kind"])
     few = use_fold(few[few["source"].groupby(group).rank() <= 6], 0)
     masks = few["mask"].where(few["mask"].isna(), str(demo_manifest.parent) + "/" + few["mask"].astype(str))

@@ -28,12 +28,12 @@ def demo() -> None:
     frame = read_manifest(path)
     table = Table("generator", "kind", "label", "images", "sources")
     for (label, kind, generator), part in frame.groupby(["label", "kind", "generator"], sort=True):
-        if kind in ("text-to-image", "commercial"):
+        if kind in benchmark.WILD:
             continue
         table.add_row(
             generator, kind, "fake" if label else "real", str(len(part)), str(part["source"].nunique())
         )
-    for kind, part in frame[frame["kind"].isin(["text-to-image", "commercial"])].groupby("kind"):
+    for kind, part in frame[frame["kind"].isin(benchmark.WILD)].groupby("kind"):
         generators = f"wild: {part['generator'].nunique()} generators"
         table.add_row(generators, kind, "fake", str(len(part)), str(part["source"].nunique()))
     console.print(table)

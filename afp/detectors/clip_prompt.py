@@ -17,7 +17,7 @@ from ..training import Recipe
 from .base import DetectorError
 from .clip import ClipDetector, Preset, paper_recipe
 from .clip_text import CLASSES, TextSide, check_text
-from .vlm import adapter
+from .vlm import adapter, save_adapter
 
 POSITIONS = ("front", "middle", "end")
 
@@ -111,7 +111,7 @@ class ClipPrompt(ClipDetector):
             self.classifier_ = self.side_.encode(self.texts()).cpu().clone()
 
     def _save(self, folder: Path) -> None:
-        self.side_.tower.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+        save_adapter(self.side_.tower, folder / "adapter")
 
     def _load(self, folder: Path) -> None:
         side = TextSide.copy_of(self.backbone_)

@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import torch
+from peft import PeftModel
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
@@ -234,6 +235,11 @@ class VlmDetector(Detector):
             whole = torch.cat([batch, batch[-1:].repeat(BATCH - len(batch), *[1] * (batch.ndim - 1))])
             found.append(vlm.queries(self._tokens(whole), texts)[: len(batch)].cpu().numpy())
         return np.concatenate(found)
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """What was trained, alone: peft itself would ask the hub whether the whole vocabulary must go with it."""
+    model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def adapter(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from ..training import Recipe
 from .base import DetectorError
-from .vlm import TOWERS, VlmDetector, adapter
+from .vlm import TOWERS, VlmDetector, adapter, save_adapter
 
 TARGETS = {"qformer": ["query", "value"], "llm": ["q_proj", "v_proj"], "t5": ["q", "v"]}
 
@@ -75,7 +75,7 @@ class VlmLora(VlmDetector):
         self._train(train, validation, progress)
 
     def _save(self, folder: Path) -> None:
-        self.lora_.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+        save_adapter(self.lora_, folder / "adapter")
 
     def _load(self, folder: Path) -> None:
         self._forget()

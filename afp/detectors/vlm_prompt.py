@@ -14,7 +14,7 @@ from peft import PeftModel
 from .. import soft_prompts
 from ..soft_prompts import SoftPromptError
 from .base import DetectorError
-from .vlm import TOWERS, VlmDetector, adapter
+from .vlm import TOWERS, VlmDetector, adapter, save_adapter
 
 POSITIONS = ("postfix", "prefix", "replace")
 
@@ -100,7 +100,7 @@ class VlmPrompt(VlmDetector):
 
     def _save(self, folder: Path) -> None:
         for tower, prompt in self.prompts_.items():
-            prompt.save_pretrained(str(folder / f"adapter-{tower}"), save_embedding_layers=False)
+            save_adapter(prompt, folder / f"adapter-{tower}")
 
     def _load(self, folder: Path) -> None:
         self._forget()
