@@ -56,7 +56,7 @@ executed/%.ipynb: notebooks/%.ipynb .make/fit
 demo: .make/linear-probe.csv
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j 2 $(DEMO:%=executed/%.ipynb)
 	$(AFP) evaluate $(DETECTORS:%=.make/%.csv)
-	@echo "figures:" && ls figures/*.png
+	@echo "figures:" && ls figures/0[014]_*.png figures/published_*.png
 	@echo "runs:" && ls -d runs/*-*/
 
 test: .make/test

@@ -374,12 +374,24 @@ def test_the_table_is_a_function_of_the_scores(crossed):
 )
 def test_the_default_run_is_what_its_command_makes(demo_frame, tmp_path):
     shipped = detectors.load(runs.default_run())
-    fitted = detectors.load(runs.fit_run("linear-probe", demo_frame, tmp_path / "probe", progress=False))
+    config = {"augment": shipped.augment}
+    fitted = detectors.load(
+        runs.fit_run("linear-probe", demo_frame, tmp_path / "probe", config=config, progress=False)
+    )
     test = demo_frame[demo_frame["split"] == "test"]
     ours, theirs = shipped.score(test), fitted.score(test)
     # Not equal: features round differently where the processor has bfloat16.
     assert np.corrcoef(ours, theirs)[0, 1] > 0.95
     assert ((ours >= shipped.threshold_) == (theirs >= fitted.threshold_)).mean() > 0.93
+
+
+def test_the_default_run_scores_as_it_did_when_it_was_fitted(demo_frame):
+    folder = runs.default_run()
+    kept = runs.read_scores(folder / "validation.csv").groupby("generator").head(4)
+    found = demo_frame.merge(kept[["path", "score"]], on="path")
+    assert len(found) == 12 and folder.parts[-2:] == ("data", "linear-probe")
+    # Towers round differently where the processor has bfloat16.
+    assert np.abs(detectors.load(folder).score(found) - found["score"]).mean() < 0.03
 
 
 def test_reading_a_manifest_back_gives_the_same_run(small_manifest, small_frame, run):
