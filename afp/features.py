@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from . import perturbations
 from .backbones import Backbone
-from .images import ImageError, Normalisation, UnreadableImages, open_image, sha256
+from .images import FORMAT_OF, ImageError, Normalisation, UnreadableImages, open_image, sha256
 from .paths import cache_dir
 from .views import random_view
 
@@ -81,11 +81,12 @@ def extract(
     if output not in POOLED:
         backbone.check_output(output)
     store = _Store(backbone, outputs, normalisation, perturbation, view)
-    values: list[np.ndarray | None] = [store.read(digest, output) for digest in frame["sha256"]]
+    names = [_stored_name(f, digest) for f, digest in zip(frame["file"], frame["sha256"], strict=True)]
+    values: list[np.ndarray | None] = [store.read(name, output) for name in names]
     todo: dict[str, list[int]] = {}  # an image that stands twice is extracted once
-    for i, digest in enumerate(frame["sha256"]):
+    for i, name in enumerate(names):
         if values[i] is None:
-            todo.setdefault(digest or f"row {i}", []).append(i)
+            todo.setdefault(name or f"row {i}", []).append(i)
     errors: dict[str, str] = {}
     groups = list(todo.values())
     bar = tqdm(
@@ -102,16 +103,15 @@ def extract(
                     image = random_view(image, backbone.vision_config.image_size, f"{row['sha256']}:{view}")
                 images.append(image)
                 batch.append(rows)
-            except ImageError as error:
-                errors |= {frame.iloc[i]["file"]: str(error) for i in rows}
+            except ImageError:
+                errors |= _reasons(frame.iloc[rows], normalisation)
         if images:
             # Padded to one shape: matrix kernels round by shape, so a feature would depend on its batch.
             pixels = backbone.preprocess(images + [images[-1]] * (size - len(images)))
             found = backbone.extract(pixels, outputs)
             for j, rows in enumerate(batch):
-                digest = frame.iloc[rows[0]]["sha256"]
                 arrays = {name: tensor[j].numpy().astype(np.float16) for name, tensor in found.items()}
-                store.write(digest, arrays)
+                store.write(names[rows[0]], arrays)
                 for i in rows:
                     values[i] = arrays[output]
         bar.update(len(groups[start : start + size]))
@@ -121,6 +121,22 @@ def extract(
     if not values:
         raise ValueError("no image to extract features from: the frame has no row")
     return np.stack(values).astype(np.float32)
+
+
+def _stored_name(file: str, digest: str) -> str:
+    """What decides how a file decodes: its bytes, and the format that its extension claims. Empty: not stored."""
+    return digest and f"{digest}.{FORMAT_OF.get(Path(file).suffix.lower(), 'other').lower()}"
+
+
+def _reasons(rows: pd.DataFrame, normalisation: Normalisation) -> dict[str, str]:
+    """File -> why it cannot be used, in words that name this file and not another of the same content."""
+    reasons = {}
+    for file, digest in zip(rows["file"], rows["sha256"], strict=True):
+        try:
+            prepare(file, digest, normalisation)
+        except ImageError as error:
+            reasons[file] = str(error)
+    return reasons
 
 
 class _Store:
@@ -134,26 +150,26 @@ class _Store:
         self.key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
         self.folder = cache_dir() / "features" / self.key
 
-    def file(self, digest: str) -> Path:
-        return self.folder / digest[:2] / f"{digest}.safetensors"
+    def file(self, name: str) -> Path:
+        return self.folder / name[:2] / f"{name}.safetensors"
 
-    def read(self, digest: str, output: str) -> np.ndarray | None:
+    def read(self, name: str, output: str) -> np.ndarray | None:
         """The cached array, or None: absent, truncated, or written for something else."""
-        if not digest:
+        if not name:
             return None
         try:
-            with safe_open(self.file(digest), framework="numpy") as stored:
-                if stored.metadata() != {"key": self.key, "sha256": digest}:
+            with safe_open(self.file(name), framework="numpy") as stored:
+                if stored.metadata() != {"key": self.key, "image": name}:
                     return None
                 return stored.get_tensor(output)
         except (OSError, SafetensorError, KeyError):
             return None
 
-    def write(self, digest: str, arrays: dict[str, np.ndarray]) -> None:
-        if not digest:
+    def write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        if not name:
             return
-        file = self.file(digest)
+        file = self.file(name)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.partial")  # two processes may extract the same image
-        save_file(arrays, partial, metadata={"key": self.key, "sha256": digest})
+        save_file(arrays, partial, metadata={"key": self.key, "image": name})
         partial.replace(file)

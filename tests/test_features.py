@@ -87,6 +87,19 @@ def test_a_repeated_image_is_extracted_once(frame, backbone, cache, passes):
     assert len(files_in(cache)) == 2 and np.array_equal(values[0], values[2])
 
 
+def test_a_disguised_copy_is_refused_though_its_bytes_are_known(frame, backbone, cache, tmp_path):
+    extract(frame[:1], backbone, "embedding", progress=False)
+    known = Path(frame["file"][0])
+    copies = [tmp_path / name for name in ("a.jpg", "b.jpg", "c.dat")]
+    for copy in copies:
+        copy.write_bytes(known.read_bytes())
+    for _ in range(2):  # nor does a refusal leave anything behind that would pass
+        with pytest.raises(UnreadableImages) as caught:
+            extract(from_files([known, *copies]), backbone, "embedding", progress=False)
+        assert set(caught.value.errors) == {str(copy) for copy in copies}
+        assert all(name in message for name, message in caught.value.errors.items())
+
+
 def stored(file: Path) -> tuple[dict, dict]:
     with safe_open(file, "numpy") as opened:
         return opened.metadata(), {k: opened.get_tensor(k).tolist() for k in opened.keys()}  # noqa: SIM118
