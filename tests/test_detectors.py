@@ -167,6 +167,18 @@ def test_unreadable_images_are_named_all_at_once(name, fit, sets, tmp_path):
     assert sorted(error.value.errors) == bad
 
 
+@pytest.mark.parametrize("name", ["linear-probe", "spectrum", "vlm-prompt"])
+def test_unreadable_images_of_both_sets_are_named_before_a_fit(name, configs, sets, tmp_path):
+    bad, parts = [str(tmp_path / n) for n in ("a.png", "b.jpg")], []
+    for file, split in zip(bad, ("train", "validation"), strict=True):
+        Path(file).write_bytes(b"no image")
+        row = from_files([file]).assign(label=1, generator="broken")
+        parts.append(pd.concat([sets[split].groupby("label").head(1), row], ignore_index=True))
+    with pytest.raises(UnreadableImages) as error:
+        detectors.create(name, **configs[name]).fit(*parts, progress=False)
+    assert sorted(error.value.errors) == bad
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_class_is_not_enough(name, configs, sets):
     detector = detectors.create(name, **configs[name])

@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 import numpy as np
 import pandas as pd
 
-from ..images import Normalisation
+from ..images import Normalisation, UnreadableImages, open_images
 from ..manifest import held_in_generators
 from ..metrics import choose_threshold
 from ..perturbations import check
@@ -40,13 +40,16 @@ class Detector(ABC):
 
         Raises:
             DetectorError: a class is missing in either set.
-            UnreadableImages: names every image that cannot be decoded.
+            UnreadableImages: names every image of both sets that cannot be decoded.
         """
         for part, frame in (("train", train), ("validation", validation)):
             found = sorted(frame["label"].unique().tolist())
             if found != [0, 1]:
                 raise DetectorError(f"{part}: labels {found} in {len(frame)} images, expected both 0 and 1")
-        self._fit(train, validation, progress)
+        try:
+            self._fit(train, validation, progress)
+        except UnreadableImages as error:  # of the set that was read first
+            raise UnreadableImages(error.errors | _unreadable(validation, progress)) from error
         self.generators_ = held_in_generators(train.assign(split="train"))
         self.validation_scores_ = self._score(validation, "none", progress)
         self.threshold_ = choose_threshold(validation["label"].to_numpy(), self.validation_scores_)
@@ -127,6 +130,14 @@ class Detector(ABC):
 
     @abstractmethod
     def _load(self, folder: Path) -> None: ...
+
+
+def _unreadable(frame: pd.DataFrame, progress: bool) -> dict[str, str]:
+    try:
+        open_images(frame["file"], progress)
+    except UnreadableImages as error:
+        return error.errors
+    return {}
 
 
 def read_config(folder: str | Path) -> dict:
