@@ -44,31 +44,17 @@ def _packages() -> Finding:
         name, equals, version = line.partition("==")
         if equals and not line.startswith("#"):
             wanted[name.strip()] = version.strip()
-    direct = [
-        "torch",
-        "transformers",
-        "peft",
-        "accelerate",
-        "scikit-learn",
-        "papermill",
-        "jupyterlab",
-        "ncnn",
-    ]
+    direct = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "papermill", "jupyterlab", "ncnn")
     wrong = []
     for name in direct:
         try:
-            found = metadata.version(name).partition("+")[
-                0
-            ]  # a local build tag such as +cpu is no difference
+            found = metadata.version(name).partition("+")[0]  # a local build tag such as +cpu is no difference
         except metadata.PackageNotFoundError:
             found = "missing"
         if found != wanted.get(name, found):
             wrong.append(f"{name} {found} (tested: {wanted[name]})")
-    mend = (
-        f"{', '.join(wrong)}; mend with `make setup`"
-        if wrong
-        else f"the tested versions of {', '.join(direct)}"
-    )
+    tested = f"the tested versions of {', '.join(direct)}"
+    mend = f"{', '.join(wrong)}; mend with `make setup`" if wrong else tested
     return Finding("packages", not wrong, mend)
 
 

