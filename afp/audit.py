@@ -43,7 +43,9 @@ def describe_files(frame: pd.DataFrame, progress: bool = True) -> pd.DataFrame:
         except ImageError as error:
             row = {"error": str(error)}
         rows.append(row)
-    return frame.reset_index(drop=True).join(pd.DataFrame(rows, columns=None if rows else ["error"]))
+    described = pd.DataFrame(rows, columns=None if rows else ["error"])
+    # What the file tells stands above what a manifest's own further columns claim.
+    return frame.reset_index(drop=True).drop(columns=described.columns, errors="ignore").join(described)
 
 
 def find_leaks(frame: pd.DataFrame) -> list[Finding]:

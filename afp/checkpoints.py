@@ -32,8 +32,9 @@ def read_checkpoint(file: str | Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file") from None
     except Exception as error:  # a damaged or crafted file can raise anything
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{file}: not a checkpoint of tensors alone ({reason})") from error
+        # Not torch's own words: they advise to load it with weights_only=False.
+        reason = "damaged, or it holds Python objects, which could run code and are never loaded"
+        raise CheckpointError(f"{file}: not a checkpoint of tensors alone: {reason}") from error
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict):
         raise CheckpointError(f"{file}: key 'model' is missing, expected a dictionary of tensors under it")

@@ -27,7 +27,8 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
         DataFrame with `COLUMNS`, any further columns of the file, and ``file``: the absolute path of each image
         (``path`` is relative to the manifest's folder).
     Raises:
-        ManifestError: unreadable file, missing column, a label other than 0/1, an unknown split, a repeated path.
+        ManifestError: unreadable file, missing column, no row, a label other than 0/1, an unknown split, a
+            repeated path.
 
     Notebook: 01_prepare_data
     """
@@ -45,6 +46,8 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
     missing = [c for c in COLUMNS if c not in frame.columns]
     if missing:
         raise ManifestError(f"{path}: columns missing: {', '.join(missing)}; expected {', '.join(COLUMNS)}")
+    if frame.empty:
+        raise ManifestError(f"{path}: no row, expected one an image")
     frame = frame.reset_index(drop=True)
     label = pd.to_numeric(frame["label"], errors="coerce")
     for column, bad in [

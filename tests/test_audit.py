@@ -34,6 +34,11 @@ def test_a_clean_manifest_passes(clean):
     assert aucs.loc["spectrum", "value"] > 0.9  # the fakes are smooth: no leak, but the audit says so
 
 
+def test_a_manifests_own_columns_neither_stop_nor_fool_the_audit(clean):
+    own = clean.assign(format="BMP", error="none that matters", width=1, note="seen")
+    assert audit(own, progress=False)[1].equals(audit(clean, progress=False)[1])
+
+
 def test_the_demo_passes_in_every_fold(demo_frame):
     some = demo_frame[demo_frame["path"].str.contains(r"_0\.png$") | (demo_frame["split"] == "test")]
     findings, _, aucs = audit(some, progress=False)

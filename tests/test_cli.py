@@ -98,6 +98,16 @@ def test_an_error_is_a_line_that_names_the_thing(
     assert result.err.startswith("error: ") and result.err.strip().count("\n") <= 20
 
 
+def test_scores_without_labels_or_rows_cannot_be_evaluated(afp, run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture(0).save("image.png")
+    assert afp("score", "image.png", "--run", run_folder).code == 0
+    Path("empty.csv").write_text(Path("scores.csv").read_text().splitlines()[0] + "\n")
+    for file, reason in (("scores.csv", "no image in it has a label"), ("empty.csv", "it has no row")):
+        result = afp("evaluate", file)
+        assert result.code == 2 and f"error: {file}: {reason}; score a manifest" in result.err
+
+
 def test_folders_become_a_manifest(afp, tmp_path, monkeypatch):
     monkeypatch.chdir(write_folders(tmp_path, n=10))
     result = afp("manifest", ".", "--split", "--held-out", "half-twice", "--out", "m.csv")

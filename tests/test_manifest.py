@@ -69,6 +69,12 @@ def test_a_bad_row_is_named(tmp_path, columns, named):
     assert "m.csv" in str(error.value)
 
 
+def test_a_manifest_without_a_row_is_refused(tmp_path):
+    table()[:0].to_csv(tmp_path / "m.csv", index=False)
+    with pytest.raises(ManifestError, match=r"m\.csv: no row"):
+        read_manifest(tmp_path / "m.csv")
+
+
 def test_missing_columns_are_named(tmp_path):
     table().drop(columns=["sha256", "source"]).to_csv(tmp_path / "m.csv", index=False)
     with pytest.raises(ManifestError, match="columns missing: source, sha256"):

@@ -9,7 +9,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from ..detectors import NAMES
+from ..detectors import NAMES, DetectorError
 from .screen import pair, print_answers, print_metrics
 
 RunOption = Annotated[Path | None, typer.Option(help="Run folder; default: the demo's linear probe.")]
@@ -114,7 +114,12 @@ def evaluate(
     """Metrics with 95 % intervals, per generator, mean and minimum over the held-out ones."""
     from .. import runs
 
-    table = pd.concat([runs.read_scores(t) for t in tables], ignore_index=True)
+    parts = {file: runs.read_scores(file) for file in tables}
+    for file, part in parts.items():
+        if part["label"].isna().all():
+            reason = "no image in it has a label" if len(part) else "it has no row"
+            raise DetectorError(f"{file}: {reason}; score a manifest (`afp manifest`), not plain files")
+    table = pd.concat(parts.values(), ignore_index=True)
     several = table.groupby("detector")["run"].transform("nunique") > 1
     table["detector"] = table["detector"].mask(several, table["run"])
     print_metrics(table, out, markdown)
