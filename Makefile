@@ -12,7 +12,7 @@ SPACE := $(subst ,, )
 # Where it is set, each of the notebooks compiles the libraries that it imports anew, which takes it ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 DEMO := 00_start_here 01_prepare_data 04_evaluate_held_out 09_draw_paper_figures
-TESTS := $(wildcard tests/*.py notebooks/solutions/*.ipynb data/published/*)
+TESTS := $(wildcard tests/*.py tests/benchmarks/*.py notebooks/solutions/*.ipynb data/published/* data/*.csv.gz)
 
 .PHONY: help setup demo test results robustness lint lab notebooks gallery clean
 .DEFAULT_GOAL := help
