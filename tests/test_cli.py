@@ -155,6 +155,9 @@ def test_fit_score_evaluate(afp, small_manifest, small_frame, tmp_path, monkeypa
 
     shown = afp("evaluate", "s.csv", "--out", "m.json")
     assert shown.code == 0 and "half-twice" in shown.out
+    away = table[table["split"] != "test"]
+    assert f"{len(away)} of 36 rows are left out ({away['split'].eq('train').sum()} train," in shown.err
+    table = table[table["split"] == "test"]
     found = pd.DataFrame(json.loads(Path("m.json").read_text()))
     pd.testing.assert_frame_equal(found, metrics.evaluate(table), check_dtype=False)
     assert afp("evaluate", "s.csv", "--out", "m.csv").code == 0
@@ -164,6 +167,9 @@ def test_fit_score_evaluate(afp, small_manifest, small_frame, tmp_path, monkeypa
     assert markdown.out.startswith("| generator |")
     wrong = afp("evaluate", "s.csv", "--out", "m.xlsx")
     assert wrong.code == 2 and "m.xlsx" in wrong.err
+    away.to_csv("trained.csv", index=False)
+    refused = afp("evaluate", "trained.csv")
+    assert refused.code == 2 and "no row of test" in refused.err
 
 
 def test_fit_over_all_folds_leaves_scores_and_metrics(afp, small_manifest, tmp_path, monkeypatch):
@@ -175,14 +181,6 @@ def test_fit_over_all_folds_leaves_scores_and_metrics(afp, small_manifest, tmp_p
     pd.testing.assert_frame_equal(found, expected, check_dtype=False)
     again = afp("fit", "-d", "spectrum", "-m", small_manifest, "--out", "all", "--fold", "all")
     assert again.out == result.out
-
-
-def test_scores_without_labels_cannot_be_evaluated_and_say_so(afp, run_folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    picture(0).save("a.png")
-    assert afp("score", "a.png", "--run", run_folder).code == 0
-    result = afp("evaluate", "scores.csv")
-    assert result.code == 2 and "label" in result.err and "Traceback" not in result.err
 
 
 def test_score_ends_with_1_if_a_file_failed(afp, run_folder, tmp_path, monkeypatch):

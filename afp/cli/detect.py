@@ -111,7 +111,10 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="All metrics as .csv or .json.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ) -> None:
-    """Metrics with 95 % intervals, per generator, mean and minimum over the held-out ones."""
+    """Metrics with 95 % intervals, per generator, mean and minimum over the held-out ones.
+
+    Rows of other splits than test are left out: a detector may have been trained on their photographs.
+    """
     from .. import runs
 
     parts = {file: runs.read_scores(file) for file in tables}
@@ -119,7 +122,7 @@ def evaluate(
         if part["label"].isna().all():
             reason = "no image in it has a label" if len(part) else "it has no row"
             raise DetectorError(f"{file}: {reason}; score a manifest (`afp manifest`), not plain files")
-    table = pd.concat(parts.values(), ignore_index=True)
+    table = _of_the_test(pd.concat(parts.values(), ignore_index=True))
     several = table.groupby("detector")["run"].transform("nunique") > 1
     table["detector"] = table["detector"].mask(several, table["run"])
     print_metrics(table, out, markdown)
@@ -174,6 +177,23 @@ def test(
             stream.write("\n".join(lines) + "\n")
     if len(failed):
         raise typer.Exit(1)
+
+
+def _of_the_test(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the test split, or of no split; says how many others there are."""
+    test = table["split"].isin(["test", ""])
+    if test.all():
+        return table
+    counts = ", ".join(f"{n} {split}" for split, n in table.loc[~test, "split"].value_counts().items())
+    if not test.any():
+        raise DetectorError(f"split: {counts}, and no row of test; only a test tells what a detector is worth")
+    typer.secho(
+        f"{(~test).sum()} of {len(table)} rows are left out ({counts}): the detector may have been trained on their "
+        "photographs",
+        fg="yellow",
+        err=True,
+    )
+    return table[test]
 
 
 def _settings(pairs: list[str]) -> dict:
