@@ -112,6 +112,8 @@ def test_folders_become_a_manifest(afp, tmp_path, monkeypatch):
     monkeypatch.chdir(write_folders(tmp_path, n=10))
     result = afp("manifest", ".", "--split", "--held-out", "half-twice", "--out", "m.csv")
     assert result.code == 0 and "30 images: m.csv" in result.out
+    unsplit = afp("manifest", ".", "--out", "u.csv").code, afp("fit", "-d", "metadata", "-m", "u.csv")
+    assert unsplit[0] == 0 and unsplit[1].code == 2 and "`afp manifest FOLDER --split`" in unsplit[1].err
     frame = read_manifest("m.csv")
     assert frame["generator"].value_counts().to_dict() == {"real": 10, "half": 10, "half-twice": 10}
     trained = frame[frame["split"].isin(["train", "validation"])]

@@ -45,7 +45,8 @@ class Detector(ABC):
         for part, frame in (("train", train), ("validation", validation)):
             found = sorted(frame["label"].unique().tolist())
             if found != [0, 1]:
-                raise DetectorError(f"{part}: labels {found} in {len(frame)} images, expected both 0 and 1")
+                hint = "" if len(frame) else "; `afp manifest FOLDER --split` says which images are for what"
+                raise DetectorError(f"{part}: labels {found} in {len(frame)} images, expected both 0 and 1{hint}")
         try:
             self._fit(train, validation, progress)
         except UnreadableImages as error:  # of the set that was read first
