@@ -32,7 +32,7 @@ def read_checkpoint(file: str | Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file") from None
     except Exception as error:  # a damaged or crafted file can raise anything
-        # Not torch's own words: they advise to load it with weights_only=False.
+        # Not torch's own words: they advise to switch this check off.
         reason = "damaged, or it holds Python objects, which could run code and are never loaded"
         raise CheckpointError(f"{file}: not a checkpoint of tensors alone: {reason}") from error
     state = content.get("model") if isinstance(content, dict) else None

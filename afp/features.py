@@ -103,8 +103,8 @@ def extract(
                     image = random_view(image, backbone.vision_config.image_size, f"{row['sha256']}:{view}")
                 images.append(image)
                 batch.append(rows)
-            except ImageError:
-                errors |= _reasons(frame.iloc[rows], normalisation)
+            except ImageError as error:
+                errors |= {row["file"]: str(error)} | _reasons(frame.iloc[rows[1:]], normalisation)
         if images:
             # Padded to one shape: matrix kernels round by shape, so a feature would depend on its batch.
             pixels = backbone.preprocess(images + [images[-1]] * (size - len(images)))
@@ -129,7 +129,7 @@ def _stored_name(file: str, digest: str) -> str:
 
 
 def _reasons(rows: pd.DataFrame, normalisation: Normalisation) -> dict[str, str]:
-    """File -> why it cannot be used, in words that name this file and not another of the same content."""
+    """Why copies of an unusable image cannot be used either, each in words that name its own file."""
     reasons = {}
     for file, digest in zip(rows["file"], rows["sha256"], strict=True):
         try:
