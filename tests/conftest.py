@@ -13,13 +13,15 @@ from afp import demo
 from afp.manifest import from_folders, read_manifest, use_fold, write_manifest
 from afp.robustness import few_tiles
 
+LONG = ("test_a_chapter_runs", "test_the_soft_prompt_is_trained", "test_the_first_notebook")
+
 
 def pytest_collection_modifyitems(items):
     """What takes longest comes first in both halves, so that each of two processes starts with it.
 
     Those that read the demo's tower stand in one half: what the first of them extracts, the next finds.
     """
-    long = [item for item in items if item.name.startswith(("test_a_chapter_runs", "test_the_first_notebook"))]
+    long = [item for item in items if item.name.startswith(LONG)]
     rest = [item for item in items if item not in long]
     half = len(long) // 2
     cut = len(items) // 2 - half

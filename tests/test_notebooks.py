@@ -12,6 +12,7 @@ import pytest
 from test_clip_detectors import small_dual
 
 from afp import workbook
+from afp.manifest import read_manifest, write_manifest
 from afp.paths import ROOT
 
 FOLDER = ROOT / "notebooks"
@@ -76,6 +77,16 @@ def test_a_chapter_runs(path, few_manifest, small_tower, tmp_path):
     failed = [o for c in cells(done, "code") for o in c.outputs if o.output_type == "error"]
     assert not failed
     assert done.stat().st_size <= 300 * 1024, f"{done.stat().st_size // 1024} KB"
+
+
+def test_the_soft_prompt_is_trained_on_a_manifest_made_from_folders(few_manifest, tmp_path):
+    """As in the full-size run: no resampled control, and no kind but "unknown"."""
+    frame = read_manifest(few_manifest)
+    own = frame[frame["generator"].isin(["real", "x4plus-anime", "x4plus"])].assign(kind="unknown")
+    given = {"manifest_path": str(write_manifest(own, tmp_path / "m.csv")), "kind": "all"}
+    path = FOLDER / "02_train_soft_prompt.ipynb"
+    done = workbook.execute(path, FEWER[path.stem] | given, out=tmp_path)
+    assert not [o for c in cells(done, "code") for o in c.outputs if o.output_type == "error"]
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, **IDS)

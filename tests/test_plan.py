@@ -37,6 +37,8 @@ def test_each_notebook_that_takes_data_or_a_backbone_has_its_full_size(path):
     for name in ("manifest_path", "backbone", "vlm", "own_runs"):
         if name in known:
             assert given.get(path.stem, {}).get(name), f"{path.stem}: {name} is missing in params/full.yaml"
+    for name in {"kind", "kinds"} & set(known):  # manifests made from folders hold the kind "unknown"
+        assert given[path.stem].get(name) in ("all", ""), f"{path.stem}: {name} in params/full.yaml"
     assert path.stem in FULL.read_text(), "a notebook without parameters is named in a comment"
     assert next(f.check for f in plan.checks([path], given)).startswith(path.stem)
 
