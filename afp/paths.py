@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+DEMO_VLM = ROOT / "data" / "demo-vlm"
 
 
 def data_dir() -> Path:
@@ -21,6 +23,13 @@ def cache_dir() -> Path:
 def weights_dir() -> Path:
     """Folder of the embedded backbones that ``afp demo`` unpacks."""
     return data_dir() / "weights"
+
+
+def backbone_folder(name: str) -> Path:
+    """The folder of a backbone that is not the hub's: an embedded one by its name, else ``name`` as a path."""
+    if name == "demo-clip":
+        return weights_dir() / name
+    return DEMO_VLM if name in ("demo-vlm", "demo-vlm-untrained") else Path(name)
 
 
 def demo_manifest() -> Path:

@@ -15,30 +15,26 @@ from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
-from .paths import ROOT
+from .errors import AfpError
+from .paths import NOTEBOOKS
 
-NOTEBOOKS = ROOT / "notebooks"
 KERNEL = "python3"
 WIDGET = "application/vnd.jupyter.widget-view+json"  # shows nothing without its state, which is not stored
 _PARAMETER = re.compile(r"^(\w+)\s*(?::\s*([^=#]+?))?\s*=\s*(.+?)(?:\s+#\s*(.*))?$")
-
-
-class WorkbookError(ValueError):
-    """A notebook, a parameter or a kernel is not usable; or a cell failed."""
 
 
 def find(names: list[str], everything: bool = False) -> list[Path]:
     """Notebooks by path, by name or by number (``04``), in order.
 
     Raises:
-        WorkbookError: none named, none found, or an ambiguous number.
+        AfpError: none named, none found, or an ambiguous number.
     """
     known = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     if everything:
         return known
     if not names:
         listed = "\n  ".join(p.stem for p in known)
-        raise WorkbookError(f"which notebook? Name one, or use --all. There are:\n  {listed}")
+        raise AfpError(f"which notebook? Name one, or use --all. There are:\n  {listed}")
     found = []
     for name in names:
         path = Path(name)
@@ -46,15 +42,13 @@ def find(names: list[str], everything: bool = False) -> list[Path]:
         stem = path.name.removesuffix(".ipynb")
         matches = matches or [p for p in known if p.stem == stem or p.stem.startswith(f"{stem}_")]
         if len(matches) != 1:
-            raise WorkbookError(
-                f"notebook {name!r}: expected a file or one of {', '.join(p.stem for p in known)}"
-            )
+            raise AfpError(f"notebook {name!r}: expected a file or one of {', '.join(p.stem for p in known)}")
         found.append(matches[0].resolve())
     return found
 
 
 def parameters(path: Path) -> dict[str, str]:
-    """Name -> help of every parameter that a notebook declares. Raises WorkbookError as `declared` does."""
+    """Name -> help of every parameter that a notebook declares. Raises AfpError as `declared` does."""
     return {name: text for name, (_, text) in declared(path).items()}
 
 
@@ -62,21 +56,19 @@ def declared(path: Path) -> dict[str, tuple[str, str]]:
     """Name -> (type as written or "", help) of every parameter that a notebook declares.
 
     Raises:
-        WorkbookError: no cell, or more than one, is tagged ``parameters``; or a line declares nothing.
+        AfpError: no cell, or more than one, is tagged ``parameters``; or a line declares nothing.
     """
     notebook = nbformat.read(path, as_version=4)
     tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     if len(tagged) != 1:  # papermill would quietly take the first
-        raise WorkbookError(f"{path.name}: {len(tagged)} cells tagged 'parameters', expected 1")
+        raise AfpError(f"{path.name}: {len(tagged)} cells tagged 'parameters', expected 1")
     found = {}
     for line in tagged[0].source.splitlines():
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _PARAMETER.match(line)
         if not match:
-            raise WorkbookError(
-                f"{path.name}: parameter line {line!r}, expected `name: type = value  # help`"
-            )
+            raise AfpError(f"{path.name}: parameter line {line!r}, expected `name: type = value  # help`")
         found[match[1]] = (match[2] or "", match[4] or "")
     return found
 
@@ -92,16 +84,14 @@ def execute(path: Path, values: dict[str, str] | None = None, out: Path | None =
     Returns:
         The executed notebook's path.
     Raises:
-        WorkbookError: unknown parameter or a value of another type, foreign kernel, a failing cell (with traceback).
+        AfpError: unknown parameter or a value of another type, foreign kernel, a failing cell (with traceback).
     """
     values = values or {}
     known = declared(path)
     if unknown := set(values) - set(known):  # papermill only warns
-        raise WorkbookError(f"{path.name}: no parameter {sorted(unknown)[0]!r}, expected {', '.join(known)}")
+        raise AfpError(f"{path.name}: no parameter {sorted(unknown)[0]!r}, expected {', '.join(known)}")
     if out is None and values:
-        raise WorkbookError(
-            f"{path.name}: parameters cannot be written in place; give a folder for the result"
-        )
+        raise AfpError(f"{path.name}: parameters cannot be written in place; give a folder for the result")
     typed = {name: _value(path, name, known[name][0], text) for name, text in values.items()}
     _check_kernel()
     target = path if out is None else out / path.name
@@ -123,7 +113,7 @@ def execute(path: Path, values: dict[str, str] | None = None, out: Path | None =
     except PapermillExecutionError as error:
         failed = target.with_name(f"failed-{target.name}")  # no number in front: not one of the workbook's
         working.replace(failed)
-        raise WorkbookError(f"{path.name}: cell {error.cell_index} failed\n{error}\nsee {failed}") from None
+        raise AfpError(f"{path.name}: cell {error.cell_index} failed\n{error}\nsee {failed}") from None
     notebook = nbformat.read(working, as_version=4)
     working.unlink()
     _clean(notebook)
@@ -141,7 +131,7 @@ def _value(path: Path, name: str, kind: str, text: str) -> bool | int | float | 
         if kind in kinds:
             return kinds[kind](text)
     except ValueError:
-        raise WorkbookError(f"{path.name}: parameter {name} is {text!r}, expected {kind}") from None
+        raise AfpError(f"{path.name}: parameter {name} is {text!r}, expected {kind}") from None
     if text.lower() in ("true", "false", "null", "none"):
         return {"true": True, "false": False}.get(text.lower())
     for number in (int, float):
@@ -157,12 +147,10 @@ def _check_kernel() -> None:
     try:
         spec = KernelSpecManager().get_kernel_spec(KERNEL)
     except NoSuchKernel:
-        raise WorkbookError(
-            "no Jupyter kernel 'python3'; install the environment with `make setup`"
-        ) from None
+        raise AfpError("no Jupyter kernel 'python3'; install the environment with `make setup`") from None
     python = spec.argv[0]
     if Path(python).is_absolute() and Path(python).parent.resolve() != Path(sys.executable).parent.resolve():
-        raise WorkbookError(f"kernel 'python3' is {python}, not {sys.executable}; activate this environment")
+        raise AfpError(f"kernel 'python3' is {python}, not {sys.executable}; activate this environment")
 
 
 def _clean(notebook: nbformat.NotebookNode) -> None:

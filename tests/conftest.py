@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from afp import demo
-from afp.manifest import from_folders, read_manifest, use_fold, write_manifest
-from afp.robustness import few_tiles
+from afp.data.layouts import from_folders
+from afp.data.manifest import read_manifest, write_manifest
+from afp.data.splits import few_tiles, use_fold
+from afp.demo import benchmark
 
 LONG = ("test_a_chapter_runs", "test_the_soft_prompt_is_trained", "test_the_first_notebook")
 
@@ -39,14 +40,14 @@ def _outputs_elsewhere(tmp_path_factory):
 @pytest.fixture(scope="session")
 def demo_manifest() -> Path:
     """The demo benchmark's manifest; built if it is not there."""
-    return demo.build()
+    return benchmark.build_benchmark()
 
 
 @pytest.fixture(scope="session")
 def few_manifest(demo_manifest, tmp_path_factory) -> Path:
     """The demo benchmark with one tile of each of six photographs, and the first wild images of both kinds."""
     few = few_tiles(read_manifest(demo_manifest), 1)
-    wild = few["kind"].isin(demo.WILD)
+    wild = few["kind"].isin(benchmark.WILD)
     group = few["generator"].mask(wild, few["kind"])
     few = use_fold(few[few["source"].groupby(group).rank() <= 6], 0)
     masks = few["mask"].where(few["mask"].isna(), str(demo_manifest.parent) + "/" + few["mask"].astype(str))

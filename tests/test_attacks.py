@@ -11,21 +11,31 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 from typer.testing import CliRunner
 
-from afp import attack_sets, attacks, detectors, manifest, victims
-from afp.attacks import AttackError, Settings
-from afp.audit import find_leaks
-from afp.backbones import load_backbone
+from afp import detectors
 from afp.cli import app
-from afp.detectors.metadata import describe
-from afp.images import open_image
+from afp.data import manifest, splits
+from afp.data.audit import find_leaks
+from afp.data.images import describe_file, open_image
+from afp.errors import AfpError
+from afp.models import differentiable
+from afp.models.backbones import load_backbone
+from afp.studies import attack_sets, attacks, gradients
+from afp.studies.attacks import Settings
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A CLIP image tower of three narrow blocks, in a folder."""
     torch.manual_seed(0)
-    config = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
-                              image_size=32, patch_size=8, projection_dim=16)  # fmt: skip
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        projection_dim=16,
+    )
     folder = tmp_path_factory.mktemp("tiny")
     CLIPVisionModelWithProjection(config).save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
@@ -40,7 +50,7 @@ def images():
 @pytest.mark.parametrize("kind", attacks.KINDS)
 def test_a_stored_attack_keeps_its_bound_and_its_manifest_is_sound(kind, small_frame, tiny, tmp_path):
     settings = Settings(kind, epsilon=6 / 255, steps=3, size=20)
-    found = attack_sets.make(small_frame, tmp_path, settings, backbone=tiny, progress=False)
+    found = attack_sets.make_attack_set(small_frame, tmp_path, settings, backbone=tiny, progress=False)
     record = attack_sets.read_record(tmp_path)
     real, fake = (found[found["label"] == label].sort_values("source") for label in (0, 1))
     assert len(real) == len(fake) == small_frame["source"].nunique() == record["n"]
@@ -57,23 +67,32 @@ def test_a_stored_attack_keeps_its_bound_and_its_manifest_is_sound(kind, small_f
     assert record["largest_change"] == largest
     assert set(fake["kind"]) == {"attack"} and set(fake["split"]) == {"test", "none"}
     assert all(finding.ok for finding in find_leaks(found))
-    assert len({tuple(sorted((k, str(v)) for k, v in describe(f).items() if k != "bytes_per_pixel"))
-                for f in found["file"]}) == 1  # fmt: skip
+    assert (
+        len(
+            {
+                tuple(sorted((k, str(v)) for k, v in describe_file(f).items() if k != "bytes_per_pixel"))
+                for f in found["file"]
+            }
+        )
+        == 1
+    )
     joined = pd.concat([small_frame, fake], ignore_index=True)
     assert all(finding.ok for finding in find_leaks(joined))
-    assert kind not in set(manifest.held_in_generators(manifest.use_fold(joined, 1)))
+    assert kind not in set(splits.held_in_generators(splits.use_fold(joined, 1)))
     if kind in ("pgd", "fgsm", "poison"):
         assert 0 <= record["success_rate"] <= 1
     else:
         assert record["success_rate"] is None
-    again = attack_sets.make(small_frame, tmp_path, settings, backbone=tiny, progress=False)
+    again = attack_sets.make_attack_set(small_frame, tmp_path, settings, backbone=tiny, progress=False)
     assert again.equals(found)
-    with pytest.raises(AttackError, match="another attacked set"):
-        attack_sets.make(small_frame, tmp_path, Settings(kind, 7 / 255, 3, 21), backbone=tiny, progress=False)
+    with pytest.raises(AfpError, match="another attacked set"):
+        attack_sets.make_attack_set(
+            small_frame, tmp_path, Settings(kind, 7 / 255, 3, 21), backbone=tiny, progress=False
+        )
 
 
 def test_the_stored_originals_are_the_photographs(small_frame, tmp_path):
-    found = attack_sets.make(small_frame, tmp_path, Settings("patch"), progress=False)
+    found = attack_sets.make_attack_set(small_frame, tmp_path, Settings("patch"), progress=False)
     first = found[found["label"] == 0].iloc[0]
     source = small_frame[(small_frame["label"] == 0) & (small_frame["source"] == first["source"])].iloc[0]
     expected = attack_sets.LOSSLESS(open_image(source["file"]))
@@ -81,8 +100,8 @@ def test_the_stored_originals_are_the_photographs(small_frame, tmp_path):
 
 
 def test_pgd_fools_a_classifier_and_collision_moves_towards_its_goal(images, tiny):
-    victim = victims.PrototypeVictim(load_backbone(tiny, dtype="float32"), images, list("abcdef"))
-    pixels, labels = victims.to_pixels(images), torch.arange(6)
+    victim = gradients.PrototypeClassifier(load_backbone(tiny, dtype="float32"), images, list("abcdef"))
+    pixels, labels = differentiable.to_pixels(images), torch.arange(6)
     with torch.inference_mode():
         assert (victim(pixels).argmax(1) == labels).all()
     attacked = attacks.adversarial(victim, pixels, labels, 32 / 255, 10)
@@ -99,7 +118,7 @@ def test_pgd_fools_a_classifier_and_collision_moves_towards_its_goal(images, tin
 
 def test_rounding_to_8_bits_keeps_the_bound():
     base = Image.fromarray(np.array([[[0, 100, 255]]], np.uint8))
-    pixels = victims.to_pixels([base])
+    pixels = differentiable.to_pixels([base])
     beyond = pixels + torch.tensor([0.9, -0.9, 0.9]).view(1, 3, 1, 1)
     stored = attacks.to_images(beyond, [base], 8.9 / 255)[0]
     assert np.asarray(stored).tolist() == [[[8, 92, 255]]]
@@ -112,24 +131,26 @@ def probe(small_frame, tiny):
 
 
 def test_the_victim_is_the_detector(probe, small_frame):
-    from afp.features import prepare_all
+    from afp.data.preprocess import prepare_all
 
-    victim = victims.Victim.of(probe)
+    victim = gradients.DifferentiableDetector.of(probe)
     with torch.inference_mode():
-        pixels = victims.to_pixels(prepare_all(small_frame, probe.normalisation))
+        pixels = differentiable.to_pixels(prepare_all(small_frame, probe.normalisation))
         found = victim(pixels).softmax(1)[:, 1].numpy()
     assert np.corrcoef(found, probe.score(small_frame))[0, 1] > 0.98
 
 
 def test_more_budget_never_helps_the_defender_and_no_limit_wins(probe, small_frame, images):
     labels = np.array([0, 1, 0, 1, 0, 1])
-    found = attacks.white_box(victims.Victim.of(probe), images, labels, [0, 2 / 255, 8 / 255, 1], steps=8)
+    found = attacks.white_box(
+        gradients.DifferentiableDetector.of(probe), images, labels, [0, 2 / 255, 8 / 255, 1], steps=8
+    )
     assert found.shape == (4, 6)
     steps = np.diff(found, axis=0)
     assert (steps[:, labels == 1] <= 0).all() and (steps[:, labels == 0] >= 0).all()
     assert found[-1, labels == 1].max() < found[-1, labels == 0].min()
-    with pytest.raises(AttackError, match="rising"):
-        attacks.white_box(victims.Victim.of(probe), images, labels, [0.1, 0], steps=1)
+    with pytest.raises(AfpError, match="rising"):
+        attacks.white_box(gradients.DifferentiableDetector.of(probe), images, labels, [0.1, 0], steps=1)
 
 
 def test_triggers_are_where_they_should_be(images, small_frame, tmp_path):
@@ -141,31 +162,44 @@ def test_triggers_are_where_they_should_be(images, small_frame, tmp_path):
     rows = attack_sets.triggered(small_frame.head(3), tmp_path, Settings("patch", size=8))
     assert rows["sha256"].tolist() != small_frame.head(3)["sha256"].tolist()
     assert (rows["label"] == small_frame.head(3)["label"]).all()
-    with pytest.raises(AttackError, match="trigger"):
+    with pytest.raises(AfpError, match="trigger"):
         attack_sets.triggered(small_frame, tmp_path, Settings("pgd"))
 
 
 def test_bad_settings_are_refused_by_name(small_manifest, small_frame, tmp_path):
     for bad, name in (
-        ({"kind": "cw"}, "attack"), ({"kind": "pgd", "epsilon": 2}, "epsilon"),
-        ({"kind": "pgd", "epsilon": 0.001}, "vanishes"), ({"kind": "pgd", "steps": 0}, "steps"),
+        ({"kind": "cw"}, "attack"),
+        ({"kind": "pgd", "epsilon": 2}, "epsilon"),
+        ({"kind": "pgd", "epsilon": 0.001}, "vanishes"),
+        ({"kind": "pgd", "steps": 0}, "steps"),
         ({"kind": "patch", "size": 0}, "size"),
-    ):  # fmt: skip
-        with pytest.raises(AttackError, match=name):
+    ):
+        with pytest.raises(AfpError, match=name):
             Settings(**bad)
-    with pytest.raises(AttackError, match="at most"):
+    with pytest.raises(AfpError, match="at most"):
         attacks.patch(picture(0), 65)
-    with pytest.raises(AttackError, match="2 sources"):
+    with pytest.raises(AfpError, match="2 sources"):
         one = small_frame[small_frame["source"] == small_frame["source"].iloc[0]]
-        attack_sets.make(one, tmp_path / "one", Settings("pgd"))
-    arguments = ["attack", "pgd", "-m", str(small_manifest), "--out", str(tmp_path / "x"), "--epsilon", "eight"]
+        attack_sets.make_attack_set(one, tmp_path / "one", Settings("pgd"))
+    arguments = [
+        "attack",
+        "pgd",
+        "-m",
+        str(small_manifest),
+        "--out",
+        str(tmp_path / "x"),
+        "--epsilon",
+        "eight",
+    ]
     result = CliRunner().invoke(app, arguments)
-    assert isinstance(result.exception, AttackError) and "eight" in str(result.exception)
+    assert isinstance(result.exception, AfpError) and "eight" in str(result.exception)
     assert not (tmp_path / "x").exists()
 
 
 def test_the_command_writes_a_set(small_manifest, tmp_path):
-    result = CliRunner().invoke(app, ["attack", "blended", "-m", str(small_manifest), "--out", str(tmp_path / "b")])
+    result = CliRunner().invoke(
+        app, ["attack", "blended", "-m", str(small_manifest), "--out", str(tmp_path / "b")]
+    )
     assert result.exit_code == 0, result.output
     assert "largest change: 8" in result.output
     assert len(manifest.read_manifest(tmp_path / "b" / "manifest.csv")) == 24

@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 from conftest import picture, smoothed
 
-from afp import audit as audits
-from afp.audit import audit
-from afp.doctor import checks
-from afp.images import sha256
-from afp.manifest import from_files, from_folders, use_fold
+from afp.cli.doctor import check_machine
+from afp.data.audit import describe_files, find_leaks
+from afp.data.images import sha256
+from afp.data.layouts import from_folders
+from afp.data.manifest import from_files
+from afp.data.splits import use_fold
+from afp.studies.shortcuts import audit, pooled_auc
 
 
 def failed(findings) -> dict[str, str]:
@@ -45,28 +47,30 @@ def test_the_demo_passes_in_every_fold(demo_frame):
     assert not failed(findings)
     assert aucs.loc["metadata", "low"] <= 0.5 <= aucs.loc["metadata", "high"]
     for k in range(5):
-        assert not failed(audits.find_leaks(use_fold(demo_frame, k)))
+        assert not failed(find_leaks(use_fold(demo_frame, k)))
 
 
 def test_a_source_in_two_splits_is_found(clean):
     source = clean["source"].iloc[0]
     rows = clean.index[clean["source"] == source]
     clean.loc[rows[:2], "split"] = ["train", "test"]
-    assert failed(audits.find_leaks(clean)) == {"source leaks": f"1 in two splits, such as {source}"}
+    assert failed(find_leaks(clean)) == {"source leaks": f"1 in two splits, such as {source}"}
 
 
 def test_a_copy_in_another_split_is_found_whatever_its_name(clean):
     train, test = (clean[(clean["split"] == s) & (clean["label"] == 0)].index[0] for s in ("train", "test"))
     clean.loc[test, "sha256"] = clean.loc[train, "sha256"]
-    found = failed(audits.find_leaks(clean))
+    found = failed(find_leaks(clean))
     assert set(found) == {"sha256 leaks", "duplicates"}
-    assert clean.loc[train, "sha256"] in found["sha256 leaks"] and clean.loc[test, "path"] in found["duplicates"]
+    assert (
+        clean.loc[train, "sha256"] in found["sha256 leaks"] and clean.loc[test, "path"] in found["duplicates"]
+    )
 
 
 def test_an_image_under_both_labels_is_found(clean):
     rows = clean.index[clean["source"] == clean["source"].iloc[0]]
     clean.loc[rows, "sha256"] = clean.loc[rows[0], "sha256"]
-    found = failed(audits.find_leaks(clean))
+    found = failed(find_leaks(clean))
     assert set(found) == {"labels agree", "duplicates"}
     assert any(clean.loc[r, "path"] in found["labels agree"] for r in rows)
 
@@ -74,16 +78,20 @@ def test_an_image_under_both_labels_is_found(clean):
 def test_an_unused_row_leaks_nothing(clean):
     row = clean.index[clean["split"] == "none"][0]
     clean.loc[row, "source"] = clean.loc[clean["split"] == "test", "source"].iloc[0]
-    assert not failed(audits.find_leaks(clean))
+    assert not failed(find_leaks(clean))
 
 
 def test_unreadable_changed_and_missing_files_are_found(clean, tmp_path):
     picture(0).save(tmp_path / "changed.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
-    new = {0: ("changed.png", "0" * 64), 1: ("broken.png", sha256(tmp_path / "broken.png")), 2: ("gone.png", "")}
+    new = {
+        0: ("changed.png", "0" * 64),
+        1: ("broken.png", sha256(tmp_path / "broken.png")),
+        2: ("gone.png", ""),
+    }
     for i, (name, digest) in new.items():
         clean.loc[i, ["file", "sha256"]] = [str(tmp_path / name), digest]
-    described = audits.describe_files(clean, progress=False)
+    described = describe_files(clean, progress=False)
     assert [bool(e) for e in described["error"]] == [i in new for i in clean.index]
     for i, (name, _) in new.items():
         assert name in described["error"][i]
@@ -128,13 +136,15 @@ def test_few_images_are_audited_without_a_crash(tmp_path, n_real, n_fake):
 
 def test_the_pooled_auc_is_of_all_fakes_against_all_real():
     labels, scores = pd.Series([0, 0, 1, 1]), pd.Series([0.1, 0.6, 0.5, 0.9])
-    found = audits.pooled_auc(labels, scores, pd.Series(list("abab")), n_boot=50)
+    found = pooled_auc(labels, scores, pd.Series(list("abab")), n_boot=50)
     assert found.value == 0.75 and found.low <= 0.75 <= found.high
     assert not np.isnan([found.low, found.high]).any()
 
 
 def test_doctor_says_what_is_missing_and_how_to_mend_it(tmp_path, monkeypatch, demo_manifest):
-    assert not failed(f for f in checks() if f.check in ("python", "device", "weights", "demo data", "folder"))
+    assert not failed(
+        f for f in check_machine() if f.check in ("python", "device", "weights", "demo data", "folder")
+    )
     monkeypatch.setenv("AFP_DATA", str(tmp_path / "not" / "there"))
-    found = failed(checks())
+    found = failed(check_machine())
     assert "`afp demo`" in found["demo data"] and str(tmp_path) in found["demo data"]

@@ -13,16 +13,22 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from afp.backbones import BackboneError, load_backbone
+from afp.errors import ModelError
+from afp.models.backbones import load_backbone
 
 
 def write_tower(folder: Path, seed: int = 0, size: int = 32) -> str:
     """A small CLIP image tower as the hub has them; returns its folder."""
     torch.manual_seed(seed)
     config = CLIPVisionConfig(
-        hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
-        image_size=size, patch_size=8, projection_dim=12,
-    )  # fmt: skip
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=size,
+        patch_size=8,
+        projection_dim=12,
+    )
     CLIPVisionModelWithProjection(config).save_pretrained(folder)
     CLIPImageProcessorPil(
         size={"shortest_edge": size}, crop_size={"height": size, "width": size}
@@ -77,9 +83,9 @@ def test_a_backbone_is_loaded_once_a_process(tower):
 def test_the_fingerprint_tells_weights_dtype_and_preprocessing_apart(tower, tmp_path):
     other = write_tower(tmp_path / "other", seed=1)
     resized = write_tower(tmp_path / "resized")
-    CLIPImageProcessorPil(
-        size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}
-    ).save_pretrained(resized)
+    CLIPImageProcessorPil(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        resized
+    )
     same = write_tower(tmp_path / "same")
     fingerprints = [load_backbone(f, dtype="float32").fingerprint for f in (tower, other, resized)]
     fingerprints.append(load_backbone(tower, dtype="bfloat16").fingerprint)
@@ -96,22 +102,22 @@ def test_an_unknown_output_is_refused_by_name(tower, output):
 
 def test_what_is_no_clip_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(BackboneError, match=r"no/such-model.*expected a hub name"):
+    with pytest.raises(ModelError, match=r"no/such-model.*expected a hub name"):
         load_backbone("no/such-model")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(BackboneError, match="empty"):
+    with pytest.raises(ModelError, match="empty"):
         load_backbone(str(tmp_path / "empty"))
     bert = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     BertModel(bert).save_pretrained(tmp_path / "bert")
-    with pytest.raises(BackboneError, match=r"a bert model, expected clip"):
+    with pytest.raises(ModelError, match=r"a bert model, expected clip"):
         load_backbone(str(tmp_path / "bert"))
     write_tower(tmp_path / "pickle")
     (tmp_path / "pickle" / "model.safetensors").rename(tmp_path / "pickle" / "pytorch_model.bin")
-    with pytest.raises(BackboneError, match="pickle"):
+    with pytest.raises(ModelError, match="pickle"):
         load_backbone(str(tmp_path / "pickle"))
 
 
 @pytest.mark.parametrize("dtype", ["float33", "Tensor", 32])
 def test_a_wrong_dtype_is_refused_by_name(tower, dtype):
-    with pytest.raises(BackboneError, match=r"dtype: .*, expected auto, float32"):
+    with pytest.raises(ModelError, match=r"dtype: .*, expected auto, float32"):
         load_backbone(tower, dtype=dtype)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import nbformat
 import pytest
 
-from afp import gallery
+from afp.figures import gallery
 from afp.paths import ROOT
 from afp.workbook import NOTEBOOKS
 

@@ -7,9 +7,11 @@ import torch
 from test_vlm import frame, own_cache, save, small_config  # noqa: F401
 from typer.testing import CliRunner
 
-from afp.checkpoints import KEYS, CheckpointError, export_checkpoint, import_checkpoint, read_checkpoint
 from afp.cli import app
+from afp.detectors.released import export_checkpoint, import_checkpoint
 from afp.detectors.vlm_prompt import VlmPrompt
+from afp.errors import ModelError
+from afp.models.checkpoints import KEYS, read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +47,18 @@ def test_the_command_makes_a_run_that_scores_and_writes_it_back(tmp_path, folder
     table = str(tmp_path / "s.csv")
     scored = CliRunner().invoke(app, ["score", frame["file"].iloc[0], "--run", str(run), "--out", table])
     assert scored.exit_code == 0 and "1 scored" in scored.output
-    with pytest.raises(CheckpointError, match="holds a run"):
+    with pytest.raises(ModelError, match="holds a run"):
         import_checkpoint(file, run, backbone=folder)
     for wrong in (["--threshold", "2"], ["--export", str(run)], ["--position", "middle"]):
-        arguments = ["import-checkpoint", str(file), "--out", str(tmp_path / "x"), "--backbone", str(folder), *wrong]
+        arguments = [
+            "import-checkpoint",
+            str(file),
+            "--out",
+            str(tmp_path / "x"),
+            "--backbone",
+            str(folder),
+            *wrong,
+        ]
         result = CliRunner().invoke(app, arguments)
         assert isinstance(result.exception, ValueError) and not (tmp_path / "x").exists()
 
@@ -79,7 +89,7 @@ def test_one_tower_alone(tmp_path, folder):
     ],
 )
 def test_wrong_files_are_named(tmp_path, folder, changes, message):
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(ModelError, match=message):
         import_checkpoint(written(tmp_path / "a.pth", **changes), tmp_path / "run", backbone=folder)
     assert not (tmp_path / "run").exists()
 
@@ -98,7 +108,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
         ("list", "'model' is missing"),
         ("gone", "no such file"),
     ):
-        with pytest.raises(CheckpointError, match=message) as error:
+        with pytest.raises(ModelError, match=message) as error:
             read_checkpoint(tmp_path / f"{name}.pth")
         assert "weights_only" not in str(error.value)  # torch would advise to switch the check off
     assert not (tmp_path / "harmed").exists()

@@ -9,10 +9,24 @@ import pandas as pd
 import pytest
 from conftest import picture, smoothed, write_folders
 
-from afp import cli, metrics, runs
-from afp.manifest import read_manifest
+from afp import cli
+from afp.data.manifest import read_manifest
+from afp.results import metrics, runs
+from afp.results.scores import read_scores
 
-COMMANDS = ["doctor", "demo", "manifest", "audit", "fit", "score", "evaluate", "test", "attack", "run", "gallery"]
+COMMANDS = [
+    "doctor",
+    "demo",
+    "manifest",
+    "audit",
+    "fit",
+    "score",
+    "evaluate",
+    "test",
+    "attack",
+    "run",
+    "gallery",
+]
 COMMANDS += ["import-checkpoint"]
 
 
@@ -152,7 +166,7 @@ def test_fit_score_evaluate(afp, small_manifest, small_frame, tmp_path, monkeypa
 
     scored = afp("score", small_manifest, "--run", "run", "--out", "s.csv", "--perturbation", "jpeg:75")
     assert scored.code == 0 and "36 scored" in scored.out and "0 failed, 0 skipped: s.csv" in scored.out
-    table = runs.read_scores("s.csv")
+    table = read_scores("s.csv")
     assert set(table["perturbation"]) == {"jpeg:75"}
 
     shown = afp("evaluate", "s.csv", "--out", "m.json")
@@ -179,7 +193,7 @@ def test_fit_over_all_folds_leaves_scores_and_metrics(afp, small_manifest, tmp_p
     result = afp("fit", "-d", "spectrum", "-m", small_manifest, "--out", "all", "--fold", "all")
     assert result.code == 0 and "scores: all/scores.csv" in result.out and "half-twice" in result.out
     found = pd.DataFrame(json.loads(Path("all/metrics.json").read_text()))
-    expected = metrics.evaluate(runs.read_scores("all/scores.csv"))
+    expected = metrics.evaluate(read_scores("all/scores.csv"))
     pd.testing.assert_frame_equal(found, expected, check_dtype=False)
     again = afp("fit", "-d", "spectrum", "-m", small_manifest, "--out", "all", "--fold", "all")
     assert again.out == result.out
@@ -227,7 +241,9 @@ def test_the_papers_command_line(afp, run_folder, tmp_path, monkeypatch):
 
 def test_a_fresh_clone_scores_an_image_without_the_demo(afp, demo_manifest, tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "wheels").symlink_to(demo_manifest.parent.parent / "wheels")  # what would be downloaded
+    (tmp_path / "data" / "wheels").symlink_to(
+        demo_manifest.parent.parent / "wheels"
+    )  # what would be downloaded
     monkeypatch.setenv("AFP_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     picture(0).save("a.png")

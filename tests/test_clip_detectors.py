@@ -24,13 +24,14 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-from afp import backbones, detectors, features, soft_prompts
-from afp.backbones import Backbone, load_backbone
-from afp.detectors import DetectorError, clip_finetune, linear_probe
+from afp import detectors
+from afp.data.images import sha256
+from afp.detectors import clip, clip_finetune, linear_probe
 from afp.detectors.clip_prompt import POSITIONS, ClipPrompt
-from afp.detectors.clip_text import TextSide
-from afp.images import sha256
-from afp.training import TrainingError
+from afp.errors import ModelError
+from afp.models import backbones, features, soft_prompts
+from afp.models.backbones import Backbone, load_backbone
+from afp.models.text_tower import TextSide
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 VISION = {**SMALL, "image_size": 32, "patch_size": 8, "projection_dim": 12}
@@ -221,7 +222,7 @@ def test_training_lowers_the_loss(folders, frames, name, kind, config):
 def test_the_paper_s_probe_is_its_linear_layer(folders, frames, tmp_path, monkeypatch):
     train, validation = frames
     detector = detectors.create("linear-probe", backbone=folders["clip"], recipe="paper", n_views=1)
-    layers, real = [], linear_probe.fit_head
+    layers, real = [], clip.fit_head
     monkeypatch.setattr(linear_probe, "fit_head", lambda layer, *a: layers.append(layer) or real(layer, *a))
     scores = detector.fit(train, validation, progress=False).score(validation)
     x = features.extract(validation, load_backbone(folders["clip"]), "embedding", progress=False)
@@ -346,7 +347,7 @@ def test_an_interrupted_fine_tuning_goes_on_where_it_was(folders, frames, monkey
     ],
 )
 def test_wrong_config_is_named(name, config, message):
-    with pytest.raises(DetectorError, match=message):
+    with pytest.raises(ModelError, match=message):
         detectors.create(name, **config)
 
 
@@ -354,14 +355,14 @@ def test_a_backbone_without_text_is_refused(tmp_path, frames):
     CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION)).save_pretrained(tmp_path / "tower")
     folder = save_processor(tmp_path / "tower")
     for name in NAMES:
-        with pytest.raises(DetectorError, match="no text tower"):
+        with pytest.raises(ModelError, match="no text tower"):
             detectors.create(name, backbone=folder).fit(*frames, progress=False)
 
 
 def test_errors_of_text_and_loss(folders, frames):
-    with pytest.raises(DetectorError, match="expected at most 40"):
+    with pytest.raises(ModelError, match="expected at most 40"):
         detectors.create("clip-prompt", backbone=folders["clip"], n_context=64).fit(*frames, progress=False)
-    with pytest.raises(DetectorError, match="init is 'zebra'"):
+    with pytest.raises(ModelError, match="init is 'zebra'"):
         detectors.create("clip-prompt", backbone=folders["dual"], init="zebra").fit(*frames, progress=False)
-    with pytest.raises(TrainingError, match="loss is nan"):
+    with pytest.raises(ModelError, match="loss is nan"):
         detectors.create("clip-adapter", backbone=folders["clip"], lr=1e30).fit(*frames, progress=False)

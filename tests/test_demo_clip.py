@@ -8,15 +8,15 @@ import torch
 from onnxruntime import InferenceSession, SessionOptions
 from safetensors.torch import load_file
 
-from afp import demo_clip
-from afp.backbones import load_backbone
-from afp.images import open_images
-from afp.wheels import Wheel
+from afp.data.images import open_images
+from afp.demo.tower import MEMBER, WHEEL, build_tower, dequantise, tower_folder
+from afp.demo.wheels import Wheel
+from afp.models.backbones import load_backbone
 
 
 @pytest.fixture(scope="module")
 def onnx_bytes(demo_manifest) -> bytes:
-    return Wheel.pinned(demo_clip.WHEEL).read(demo_clip.MEMBER)
+    return Wheel.pinned(WHEEL).read(MEMBER)
 
 
 def test_embeddings_agree_with_the_onnx_file_on_real_photographs(onnx_bytes, demo_frame):
@@ -39,10 +39,10 @@ def test_embeddings_agree_with_the_onnx_file_on_real_photographs(onnx_bytes, dem
 
 
 def test_all_parameters_come_from_the_file(onnx_bytes):
-    state = demo_clip.dequantise(onnx_bytes)
+    state = dequantise(onnx_bytes)
     assert len(state) == 200
     assert all(t.dtype == torch.float32 and t.isfinite().all() and t.std() > 0 for t in state.values())
-    stored = load_file(demo_clip.folder() / "model.safetensors")
+    stored = load_file(tower_folder() / "model.safetensors")
     image_side = {k.split("vision_model.")[-1]: v for k, v in stored.items() if "vision_model" in k}
     tower = {k.split("vision_model.")[-1]: v for k, v in state.items() if "vision_model" in k}
     assert len(tower) == 199 and all(torch.equal(image_side[k], v) for k, v in tower.items())
@@ -50,6 +50,6 @@ def test_all_parameters_come_from_the_file(onnx_bytes):
 
 
 def test_weights_are_built_once(demo_manifest):
-    files = {f: f.stat().st_mtime_ns for f in demo_clip.folder().iterdir()}
-    assert demo_clip.build(progress=False) == demo_clip.folder()
-    assert {f: f.stat().st_mtime_ns for f in demo_clip.folder().iterdir()} == files
+    files = {f: f.stat().st_mtime_ns for f in tower_folder().iterdir()}
+    assert build_tower(progress=False) == tower_folder()
+    assert {f: f.stat().st_mtime_ns for f in tower_folder().iterdir()} == files

@@ -4,14 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from demo_vlm import untrained
+from demo_vlm_changes import CHANGES, TILE
+from demo_vlm_data import MEASURED, color, measure, picture, plan
+from demo_vlm_questions import ALL, SIMPLE, WORDS, Questions, truths
 from PIL import Image
 from transformers import InstructBlipForConditionalGeneration
 
-from afp import vlm
-from afp.demo_vlm import untrained
-from afp.demo_vlm_changes import CHANGES, TILE
-from afp.demo_vlm_data import MEASURED, color, measure, picture, plan
-from afp.demo_vlm_questions import ALL, SIMPLE, WORDS, Questions, truths
+from afp.models import instructblip
+from afp.paths import DEMO_VLM
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +94,13 @@ def test_the_queries_differ_before_training():
 
 
 def test_the_committed_miniature_is_an_instructblip_that_answers(monkeypatch):
-    _, info = InstructBlipForConditionalGeneration.from_pretrained(vlm.DEMO_FOLDER, output_loading_info=True)
+    _, info = InstructBlipForConditionalGeneration.from_pretrained(DEMO_VLM, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    monkeypatch.setattr(vlm, "load_backbone", lambda name: None)
-    loaded = vlm.load_vlm("demo-vlm", device="cpu")
+    monkeypatch.setattr(instructblip, "load_backbone", lambda name: None)
+    loaded = instructblip.load_vlm("demo-vlm", device="cpu")
     mean, std = loaded.model.vision_model.mean, loaded.model.vision_model.std
     tokens = mean + std * torch.randn(4, *mean.shape, generator=torch.Generator().manual_seed(0))
     assert set(loaded.ask(tokens, "Is this photo real?")) <= {"yes", "no"}
     assert set(loaded.ask(tokens, "What was done to this photo?")) <= set(CHANGES)
-    examined = pd.read_csv(vlm.DEMO_FOLDER / "vqa.csv").set_index("question")
+    examined = pd.read_csv(DEMO_VLM / "vqa.csv").set_index("question")
     assert examined["right"]["change"] > 0.6 and examined["right"]["single"] > 0.65

@@ -14,9 +14,10 @@ from conftest import picture
 from sklearn.metrics import roc_auc_score
 
 from afp import detectors
-from afp.detectors import NAMES, DetectorError
-from afp.images import Normalisation, UnreadableImages
-from afp.manifest import from_files
+from afp.data.manifest import from_files
+from afp.data.preprocess import Normalisation
+from afp.detectors import NAMES
+from afp.errors import ModelError, UnreadableImages
 
 # What makes a detector small and quick; the frozen demo tower serves the others from cached features.
 QUICK = {
@@ -77,7 +78,9 @@ def fit(configs, sets):
             train, validation = (
                 f.assign(label=1 - f["label"]) if swapped else f for f in (sets["train"], sets["validation"])
             )
-            done[name, swapped] = detectors.create(name, **configs[name]).fit(train, validation, progress=False)
+            done[name, swapped] = detectors.create(name, **configs[name]).fit(
+                train, validation, progress=False
+            )
         return done[name, swapped]
 
     return fitted
@@ -186,9 +189,9 @@ def test_one_class_is_not_enough(name, configs, sets):
     for part in both:
         for label in (0, 1):
             alone = both | {part: sets[part][sets[part]["label"] == label]}
-            with pytest.raises(DetectorError, match=rf"{part}: labels \[{label}\] in \d+ images"):
+            with pytest.raises(ModelError, match=rf"{part}: labels \[{label}\] in \d+ images"):
                 detector.fit(*alone.values(), progress=False)
-    with pytest.raises(DetectorError, match="not fitted"):
+    with pytest.raises(ModelError, match="not fitted"):
         detector.score(sets["test"])
 
 
@@ -196,18 +199,18 @@ def test_one_class_is_not_enough(name, configs, sets):
 def test_an_unfitted_detector_neither_scores_nor_saves(name, configs, sets, tmp_path):
     detector = detectors.create(name, **configs[name])
     assert not [a for a in vars(detector) if a.endswith("_")]
-    with pytest.raises(DetectorError, match=f"{name} is not fitted"):
+    with pytest.raises(ModelError, match=f"{name} is not fitted"):
         detector.score(sets["test"])
-    with pytest.raises(DetectorError, match=f"{name} is not fitted"):
+    with pytest.raises(ModelError, match=f"{name} is not fitted"):
         detector.save(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_unknown_config_field_is_named(name):
-    with pytest.raises(DetectorError, match=f"{name}: unknown config field 'colour'"):
+    with pytest.raises(ModelError, match=f"{name}: unknown config field 'colour'"):
         detectors.create(name, colour="red")
-    with pytest.raises(DetectorError, match=f"{name}: normalisation is 'large'"):
+    with pytest.raises(ModelError, match=f"{name}: normalisation is 'large'"):
         detectors.create(name, normalisation="large")
 
 
@@ -235,24 +238,29 @@ def test_a_run_without_its_learned_state_is_refused_by_name(name, fit, tmp_path)
         return
     for file in learned:
         file.unlink()
-    with pytest.raises(DetectorError, match="is missing; fit the run again"):
+    with pytest.raises(ModelError, match="is missing; fit the run again"):
         detectors.load(tmp_path / "run")
 
 
 def test_a_folder_that_is_no_run_is_refused_by_name(tmp_path, fit):
-    with pytest.raises(DetectorError, match=r"nowhere: no run here .*`afp fit`"):
+    with pytest.raises(ModelError, match=r"nowhere: no run here .*`afp fit`"):
         detectors.load(tmp_path / "nowhere")
-    for content in ("{", "[]", "{}", '{"detector": "oracle", "config": {}, "threshold": 0, "generators": []}'):
+    for content in (
+        "{",
+        "[]",
+        "{}",
+        '{"detector": "oracle", "config": {}, "threshold": 0, "generators": []}',
+    ):
         (tmp_path / "config.json").write_text(content)
-        with pytest.raises(DetectorError, match=r"config|oracle"):
+        with pytest.raises(ModelError, match=r"config|oracle"):
             detectors.load(tmp_path)
     fit("metadata").save(tmp_path / "run")
-    with pytest.raises(DetectorError, match="holds a metadata, expected spectrum"):
+    with pytest.raises(ModelError, match="holds a metadata, expected spectrum"):
         detectors.detector_class("spectrum").load(tmp_path / "run")
 
 
 def test_an_unknown_detector_is_refused_with_the_known_ones():
-    with pytest.raises(DetectorError, match=r"detector: 'oracle', expected one of .*metadata, spectrum"):
+    with pytest.raises(ModelError, match=r"detector: 'oracle', expected one of .*metadata, spectrum"):
         detectors.create("oracle")
 
 

@@ -114,12 +114,6 @@ def test_torchvision_is_imported_nowhere():
     assert [file for file, code in (codes() | tests).items() if "torchvision" in imported(code)] == []
 
 
-def test_no_file_of_the_library_is_long():
-    lengths = {f.relative_to(ROOT).as_posix(): len(f.read_text("utf-8").splitlines()) for f in SOURCES}
-    assert {f: n for f, n in lengths.items() if n > 300} == {}
-    assert not [f for f in lengths if Path(f).stem in ("utils", "helpers", "misc", "common")]
-
-
 def test_every_package_of_the_library_is_installed():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     folders = {".".join(f.parent.relative_to(ROOT).parts) for f in (ROOT / "afp").rglob("__init__.py")}

@@ -16,13 +16,17 @@ from test_vlm import save, small_config
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 from typer.testing import CliRunner
 
-from afp import backbones, detectors, explain, runs, victims
-from afp.backbones import load_backbone
+from afp import detectors
 from afp.cli import app
-from afp.detectors import DetectorError
-from afp.features import prepare_all
-from afp.victims import Victim
-from afp.vlm import load_vlm
+from afp.data.preprocess import prepare_all
+from afp.errors import ModelError
+from afp.figures import overlays
+from afp.models import backbones, differentiable
+from afp.models.backbones import load_backbone
+from afp.models.instructblip import load_vlm
+from afp.results import runs
+from afp.studies import relevance
+from afp.studies.gradients import DifferentiableDetector
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,13 +41,22 @@ def _float32():
 def probe(small_frame, tmp_path_factory):
     """A linear probe on a CLIP image tower of three narrow blocks."""
     torch.manual_seed(0)
-    config = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
-                              image_size=32, patch_size=8, projection_dim=16)  # fmt: skip
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        projection_dim=16,
+    )
     folder = tmp_path_factory.mktemp("tiny")
     CLIPVisionModelWithProjection(config).save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
     parts = [small_frame[small_frame["split"] == s] for s in ("train", "validation")]
-    return detectors.create("linear-probe", backbone=str(folder), block="2", c=[1.0]).fit(*parts, progress=False)
+    return detectors.create("linear-probe", backbone=str(folder), block="2", c=[1.0]).fit(
+        *parts, progress=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,48 +96,51 @@ def test_what_is_explained_is_the_detector_s_own_score(case, folders, small_fram
         detector.vlm_ = replace(vlm, tower=load_backbone(folders["clip"]), output="cls")
     parts = [small_frame[small_frame["split"] == s] for s in ("train", "validation")]
     detector.fit(*parts, progress=False)
-    victim, images = Victim.of(detector), prepare_all(small_frame, detector.normalisation)
+    victim, images = DifferentiableDetector.of(detector), prepare_all(small_frame, detector.normalisation)
     with torch.no_grad():
-        pixels = victims.to_pixels(images)
+        pixels = differentiable.to_pixels(images)
         found = victim.logit(victim.tower.embed(pixels)).numpy()
         np.testing.assert_allclose(victim(pixels).softmax(1)[:, 1], 1 / (1 + np.exp(-found)), rtol=1e-4)
     expected = logit(detector.score(small_frame))
     assert np.abs(found - expected).max() < 0.1 * expected.std()  # the score's features were kept in float16
     assert ((found >= victim.threshold) == (expected >= logit(detector.threshold_))).mean() > 0.9
-    maps = explain.relevance(victim, images[:2], n_steps=2)
+    maps = relevance.relevance(victim, images[:2], n_steps=2)
     assert maps.shape in ((2, 2, 2), (2, 4, 4)) and np.abs(maps).max() > 0
 
 
 @pytest.mark.parametrize("name", ["spectrum", "metadata"])
 def test_detectors_that_read_no_patches_are_refused_by_name(name):
-    with pytest.raises(DetectorError, match=f"{name}: its score has no gradient, expected one of clip-"):
-        Victim.of(detectors.create(name))
+    with pytest.raises(ModelError, match=f"{name}: its score has no gradient, expected one of clip-"):
+        DifferentiableDetector.of(detectors.create(name))
 
 
 def test_relevances_sum_to_what_the_patches_add(probe, images):
-    victim = Victim.of(probe)
-    maps = explain.relevance(victim, images, n_steps=64)
+    victim = DifferentiableDetector.of(probe)
+    maps = relevance.relevance(victim, images, n_steps=64)
     assert maps.shape == (4, 4, 4)
     with torch.no_grad():
-        states = victim.tower.embed(victims.to_pixels(images))
-        added = victim.logit(states) - victim.logit(explain._baseline(states))
+        states = victim.tower.embed(differentiable.to_pixels(images))
+        added = victim.logit(states) - victim.logit(relevance._baseline(states))
     np.testing.assert_allclose(maps.sum((1, 2)), added, rtol=0.02, atol=0.01)
 
 
 def test_deletion_measures_the_move_towards_the_other_decision(probe, images):
-    victim = Victim.of(probe)
-    maps = explain.relevance(victim, images, n_steps=16)
-    found = explain.deletion(victim, images, maps, 0.25)
-    upside_down = explain.deletion(victim, images, -maps, 0.25)
+    victim = DifferentiableDetector.of(probe)
+    maps = relevance.relevance(victim, images, n_steps=16)
+    found = relevance.deletion(victim, images, maps, 0.25)
+    upside_down = relevance.deletion(victim, images, -maps, 0.25)
     assert (found["relevant"] > upside_down["relevant"]).all()
-    assert explain.faithfulness(found, list("abcd")).value > explain.faithfulness(upside_down, list("abcd")).value
+    assert (
+        relevance.faithfulness(found, list("abcd")).value
+        > relevance.faithfulness(upside_down, list("abcd")).value
+    )
     with pytest.raises(ValueError, match=r"share: 1\.5"):
-        explain.deletion(victim, images, maps, 1.5)
+        relevance.deletion(victim, images, maps, 1.5)
 
 
 def test_the_interval_is_over_sources():
     deleted = pd.DataFrame({"relevant": [1.0, 1.0, 3.0, 3.0], "random": 0.0})
-    found = explain.faithfulness(deleted, ["a", "a", "b", "b"])
+    found = relevance.faithfulness(deleted, ["a", "a", "b", "b"])
     assert (found.value, found.low, found.high) == (2.0, 1.0, 3.0)
 
 
@@ -132,16 +148,16 @@ def test_pointing_is_the_chance_to_be_inside():
     mask = Image.fromarray(np.kron([[255, 0], [0, 0]], np.ones((32, 32))).astype(np.uint8))
     of_image = np.zeros((4, 4))
     of_image[:2, :2] = 1
-    assert explain.pointing(of_image, mask) == 1
-    assert explain.pointing(-of_image, mask) == 0
-    assert np.isnan(explain.pointing(of_image, Image.new("L", (64, 64), 255)))
+    assert relevance.pointing(of_image, mask) == 1
+    assert relevance.pointing(-of_image, mask) == 0
+    assert np.isnan(relevance.pointing(of_image, Image.new("L", (64, 64), 255)))
 
 
 def test_an_overlay_is_red_where_fake_and_blue_where_real(images):
     of_image = np.array([[1.0, 0.0], [0.0, -1.0]])
-    shown = np.asarray(explain.overlay(Image.new("RGB", (64, 64), "gray"), of_image), int)
+    shown = np.asarray(overlays.overlay(Image.new("RGB", (64, 64), "gray"), of_image), int)
     assert shown[0, 0, 0] > shown[0, 0, 2] and shown[-1, -1, 2] > shown[-1, -1, 0]
-    assert explain.overlay(images[0], np.zeros((2, 2))).size == images[0].size
+    assert overlays.overlay(images[0], np.zeros((2, 2))).size == images[0].size
 
 
 def test_the_command_writes_an_overlay_for_each_readable_image(probe, small_manifest, tmp_path):
@@ -159,5 +175,5 @@ def test_the_command_refuses_before_any_work_what_cannot_be_explained(small_fram
     run = runs.fit_run("metadata", small_frame, tmp_path / "run", progress=False)
     arguments = ["score", small_frame["file"].iloc[0], "--run", str(run), "--out", str(tmp_path / "s.csv")]
     result = CliRunner().invoke(app, [*arguments, "--explain", str(tmp_path / "maps")])
-    assert isinstance(result.exception, DetectorError) and "metadata: its score" in str(result.exception)
+    assert isinstance(result.exception, ModelError) and "metadata: its score" in str(result.exception)
     assert not (tmp_path / "s.csv").exists()

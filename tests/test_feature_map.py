@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from conftest import picture
 
-from afp import feature_map, feature_map_figures
-from afp.manifest import ManifestError
+from afp.errors import DataError
+from afp.figures import maps
+from afp.studies import feature_space
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +28,19 @@ def made_up():
 
 def test_structure_is_found_and_noise_is_not(made_up):
     features, label, source = made_up
-    found = feature_map.measure(feature_map.unit(features), label, source, k=5, n_permutations=50)
-    assert list(found.index) == list(feature_map.MEASURES)
+    found = feature_space.measure(
+        feature_space.unit_features(features), label, source, k=5, n_permutations=50
+    )
+    assert list(found.index) == list(feature_space.MEASURES)
     assert found.loc["separability", "p"] < 0.05 and found.loc["separability", "value"] > 0.7
     assert found["null"].between(-0.1, 0.6).all()
     noise = np.random.default_rng(1).normal(size=features.shape)
-    chance = feature_map.measure(feature_map.unit(noise), label, source, k=5, n_permutations=50)
+    chance = feature_space.measure(feature_space.unit_features(noise), label, source, k=5, n_permutations=50)
     assert (chance["p"] > 0.02).all()
     assert chance.loc["separability", "null"] == pytest.approx(0.5, abs=0.05)
-    photo = feature_map.measure(feature_map.unit(features), source, source, k=5, n_permutations=50)
+    photo = feature_space.measure(
+        feature_space.unit_features(features), source, source, k=5, n_permutations=50
+    )
     assert list(photo.index) == ["purity", "silhouette"]
     assert photo.loc["purity", "value"] > 0.8 > 5 * photo.loc["purity", "null"]
 
@@ -44,14 +49,14 @@ def test_purity_counts_what_it_says():
     features = np.eye(2)[[0, 0, 0, 1, 1, 1]] + 0.01 * np.random.default_rng(0).normal(size=(6, 2))
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     label, source = [0, 0, 1, 1, 1, 0], [0, 1, 2, 0, 1, 2]
-    found = feature_map.measure(features, label, source, k=2, n_permutations=5)
+    found = feature_space.measure(features, label, source, k=2, n_permutations=5)
     assert found.loc["purity", "value"] == pytest.approx(2 * (1 + 1 + 0) / 12)
 
 
 def test_dealing_keeps_each_photographs_labels():
     y, s = np.array([0, 1, 1, 0, 0, 1, 1, 1]), np.array([2, 0, 2, 0, 1, 1, 0, 2])
     rng = np.random.default_rng(0)
-    dealt = [feature_map._deal(y, s, rng) for _ in range(30)]
+    dealt = [feature_space._deal(y, s, rng) for _ in range(30)]
     for group in range(3):
         assert all(sorted(d[s == group]) == sorted(y[s == group]) for d in dealt)
     assert len({tuple(d) for d in dealt}) > 5
@@ -64,56 +69,67 @@ def test_without_versions_of_a_photograph_whole_sources_are_dealt():
     label = source % 2
     x = rng.normal(size=(80, 20))
     x[:, 0] += 4 * label
-    found = feature_map.measure(feature_map.unit(x), label, source, k=5, n_permutations=30)
-    assert list(found.index) == list(feature_map.MEASURES)
+    found = feature_space.measure(feature_space.unit_features(x), label, source, k=5, n_permutations=30)
+    assert list(found.index) == list(feature_space.MEASURES)
     assert found.loc["separability", "value"] > 0.9 and found.loc["separability", "p"] < 0.05
-    dealt = feature_map._deal_sources(label, source, rng)
+    dealt = feature_space._deal_sources(label, source, rng)
     assert (dealt[::2] == dealt[1::2]).all() and dealt.sum() == label.sum() and (dealt != label).any()
     photos = rng.normal(0, 3, (40, 20))[source] + rng.normal(size=(80, 20))  # nothing but the photograph
-    chance = feature_map.measure(feature_map.unit(photos), label, source, k=1, n_permutations=50)
-    assert chance.loc["purity", "null"] > 0.9  # the other image of a source is always near, and bears its label
+    chance = feature_space.measure(feature_space.unit_features(photos), label, source, k=1, n_permutations=50)
+    assert (
+        chance.loc["purity", "null"] > 0.9
+    )  # the other image of a source is always near, and bears its label
     with pytest.raises(ValueError, match="80 labels of 80 images"):
-        feature_map.measure(feature_map.unit(x), np.arange(80), source)
+        feature_space.measure(feature_space.unit_features(x), np.arange(80), source)
 
 
 def test_a_few_photographs_with_several_labels_do_not_fix_the_others(made_up):
     features, label, _source = made_up
     alone = np.arange(160)
     alone[:2] = alone[4:6] = 0, 1  # file names that happen to be the same
-    found = feature_map.measure(feature_map.unit(features), label, alone, k=5, n_permutations=30)
+    found = feature_space.measure(feature_space.unit_features(features), label, alone, k=5, n_permutations=30)
     assert abs(found.loc["separability", "null"] - 0.5) < 0.1
 
 
 def test_chosen_rows_are_whole_sources_that_nobody_trained_on():
-    rows = [{"source": f"s{s}", "split": split, "label": label, "kind": kind, "path": f"{s}{kind}"}
-            for s in range(20) for split in (["train"] if s < 4 else ["test"])
-            for label, kind in ((0, "real"), (1, "unknown"), (1, "face"))]  # fmt: skip
+    rows = [
+        {"source": f"s{s}", "split": split, "label": label, "kind": kind, "path": f"{s}{kind}"}
+        for s in range(20)
+        for split in (["train"] if s < 4 else ["test"])
+        for label, kind in ((0, "real"), (1, "unknown"), (1, "face"))
+    ]
     frame = pd.DataFrame(rows)
-    shown = feature_map.choose(frame)
+    shown = feature_space.select_images(frame)
     assert len(shown) == 48 and not shown["source"].isin(["s0", "s1", "s2", "s3"]).any()
-    few = feature_map.choose(frame, ["face"], most=11)
-    assert set(few["kind"]) == {"real", "face"} and (few.groupby("source").size() == 2).all() and len(few) == 10
-    shuffled = feature_map.choose(frame.sample(frac=1, random_state=0), ["face"], most=11)
+    few = feature_space.select_images(frame, ["face"], most=11)
+    assert (
+        set(few["kind"]) == {"real", "face"} and (few.groupby("source").size() == 2).all() and len(few) == 10
+    )
+    shuffled = feature_space.select_images(frame.sample(frac=1, random_state=0), ["face"], most=11)
     assert set(shuffled["source"]) == set(few["source"])
-    with pytest.raises(ManifestError, match=r"kinds: \['sr'\] leaves labels \[0\].*'face', 'unknown'"):
-        feature_map.choose(frame, ["sr"])
-    with pytest.raises(ManifestError, match="most: 0"):
-        feature_map.choose(frame, most=0)
+    with pytest.raises(DataError, match=r"kinds: \['sr'\] leaves labels \[0\].*'face', 'unknown'"):
+        feature_space.select_images(frame, ["sr"])
+    with pytest.raises(DataError, match="most: 0"):
+        feature_space.select_images(frame, most=0)
 
 
 def test_maps_repeat_and_refuse_bad_settings(made_up):
-    features = feature_map.unit(made_up[0])
+    features = feature_space.unit_features(made_up[0])
     for method in ("pca", "tsne"):
-        first, again = (feature_map.project(features, method, 10) for _ in range(2))
+        first, again = (feature_space.project(features, method, 10) for _ in range(2))
         assert first.shape == (160, 2)
         np.testing.assert_array_equal(first, again)
-    for bad in ({"method": "mds"}, {"method": "tsne", "neighbours": 1}, {"method": "umap", "neighbours": 100}):
+    for bad in (
+        {"method": "mds"},
+        {"method": "tsne", "neighbours": 1},
+        {"method": "umap", "neighbours": 100},
+    ):
         with pytest.raises(ValueError, match=next(iter(bad)) if len(bad) == 1 else "neighbours"):
-            feature_map.project(features, **bad)
+            feature_space.project(features, **bad)
     with pytest.raises(ValueError, match="k: 160"):
-        feature_map.measure(features, made_up[1], made_up[2], k=160)
+        feature_space.measure(features, made_up[1], made_up[2], k=160)
     with pytest.raises(ValueError, match="1 labels"):
-        feature_map.measure(features, np.zeros(160), made_up[2])
+        feature_space.measure(features, np.zeros(160), made_up[2])
 
 
 def test_the_page_opens_offline_and_no_name_becomes_markup(tmp_path):
@@ -122,21 +138,30 @@ def test_the_page_opens_offline_and_no_name_becomes_markup(tmp_path):
     for i, generator in enumerate(["real", "<b>net</b>", "net"]):
         file = tmp_path / f"{i}.png"
         picture(i).save(file)
-        rows.append({"file": str(file), "path": f"{i} {evil}", "generator": generator, "kind": "k",
-                     "label": int(i > 0), "source": "<i>s</i>"})  # fmt: skip
+        rows.append(
+            {
+                "file": str(file),
+                "path": f"{i} {evil}",
+                "generator": generator,
+                "kind": "k",
+                "label": int(i > 0),
+                "source": "<i>s</i>",
+            }
+        )
     xy = np.arange(6.0).reshape(3, 2)
-    page = feature_map_figures.write_page(xy, pd.DataFrame(rows), tmp_path / "new" / "map.html", "<u>t</u>")
+    page = maps.write_page(xy, pd.DataFrame(rows), tmp_path / "new" / "map.html", "<u>t</u>")
     text = page.read_text(encoding="utf-8")
     for markup in (evil, "<b>net", "<i>s", "<u>t"):
         assert markup not in text
     assert not re.search(r"<script[^>]+src=|<link[^>]+href=", text)
     assert text.count("data:image") >= 3
-    _fig, table = feature_map_figures.maps({"a": xy}, pd.DataFrame(rows), ["label", "generator", "source"])
+    _fig, table = maps.maps({"a": xy}, pd.DataFrame(rows), ["label", "generator", "source"])
     np.testing.assert_array_equal(table[["x", "y"]], xy)
 
 
 def test_twenty_generators_have_a_colour_each():
-    rows = pd.DataFrame({"generator": ["real", *(f"net {i}" for i in range(20))], "kind": "unknown",
-                         "label": [0] + [1] * 20})  # fmt: skip
-    colours, legend = feature_map_figures._looks(rows, "generator")
+    rows = pd.DataFrame(
+        {"generator": ["real", *(f"net {i}" for i in range(20))], "kind": "unknown", "label": [0] + [1] * 20}
+    )
+    colours, legend = maps._colours(rows, "generator")
     assert len(set(colours)) == 21 and not legend

@@ -9,11 +9,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from test_backbones import write_tower
 
-from afp import features
-from afp.backbones import load_backbone
-from afp.features import extract
-from afp.images import ImageError, Normalisation, UnreadableImages
-from afp.manifest import from_files
+from afp.data import preprocess
+from afp.data.manifest import from_files
+from afp.data.preprocess import Normalisation
+from afp.errors import ImageError, UnreadableImages
+from afp.models import backbones, features
+from afp.models.backbones import load_backbone
+from afp.models.features import extract
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +42,9 @@ def frame(tmp_path):
 def passes(monkeypatch):
     """How often the tower ran."""
     count = []
-    original = features.Backbone.extract
+    original = backbones.Backbone.extract
     monkeypatch.setattr(
-        features.Backbone, "extract", lambda self, *args: count.append(1) or original(self, *args)
+        backbones.Backbone, "extract", lambda self, *args: count.append(1) or original(self, *args)
     )
     return count
 
@@ -58,7 +60,7 @@ def test_cached_features_are_those_computed(frame, backbone, cache, passes, outp
     again = extract(frame, backbone, output, progress=False)
     assert len(passes) == 5 and first.dtype == again.dtype == np.float32
     assert np.array_equal(first, again)
-    images = features.prepare_all(frame, Normalisation())
+    images = preprocess.prepare_all(frame, Normalisation())
     direct = backbone.extract(backbone.preprocess(images), (output,))[output].numpy()
     np.testing.assert_allclose(first, direct, rtol=2e-3, atol=2e-3)
 
@@ -70,7 +72,9 @@ def test_embedding_and_class_tokens_come_from_one_pass(frame, backbone, passes):
 
 
 @pytest.mark.parametrize("name", ["small", "demo-clip"])
-def test_features_depend_on_neither_order_nor_batch(name, frame, backbone, monkeypatch, tmp_path, demo_manifest):
+def test_features_depend_on_neither_order_nor_batch(
+    name, frame, backbone, monkeypatch, tmp_path, demo_manifest
+):
     frame = frame if name == "small" else frame[:4]
     tower = backbone if name == "small" else load_backbone(name)
     whole = extract(frame, tower, "cls", progress=False)
@@ -190,12 +194,12 @@ def test_rows_without_a_hash_are_extracted_and_not_cached(frame, backbone, cache
 
 def test_prepare_normalises_then_perturbs(frame):
     file, digest = frame["file"][0], frame["sha256"][0]
-    plain = features.prepare(file, digest, Normalisation(size=64))
-    noisy = features.prepare(file, digest, Normalisation(size=64), "noise:4")
+    plain = preprocess.prepare(file, digest, Normalisation(size=64))
+    noisy = preprocess.prepare(file, digest, Normalisation(size=64), "noise:4")
     assert plain.size == (64, 64) and noisy.tobytes() != plain.tobytes()
-    assert noisy.tobytes() == features.prepare(file, digest, Normalisation(size=64), "noise:4").tobytes()
+    assert noisy.tobytes() == preprocess.prepare(file, digest, Normalisation(size=64), "noise:4").tobytes()
     with pytest.raises(ImageError, match="changed"):
-        features.prepare(file, frame["sha256"][1], Normalisation())
+        preprocess.prepare(file, frame["sha256"][1], Normalisation())
 
 
 def test_requests_that_make_no_sense_are_refused(frame, backbone):

@@ -6,24 +6,41 @@ import pytest
 from PIL import Image
 from sklearn.metrics import auc, roc_auc_score
 
-from afp import figures
-from afp.metrics import compute, evaluate
-from afp.tables import summary_table, to_markdown
+from afp.figures import evaluation
+from afp.figures.grid import image_grid
+from afp.figures.style import save_figure
+from afp.results.metrics import compute, evaluate
+from afp.results.tables import summary_table, to_markdown
 
 
 @pytest.fixture(scope="module")
 def scores() -> pd.DataFrame:
     rng = np.random.default_rng(0)
-    kinds = {"real": "real", "real-resampled": "real", "gan": "GAN", "up-2": "super-resolution",
-             "up-4": "super-resolution", "flux": "text-to-image"}  # fmt: skip
+    kinds = {
+        "real": "real",
+        "real-resampled": "real",
+        "gan": "GAN",
+        "up-2": "super-resolution",
+        "up-4": "super-resolution",
+        "flux": "text-to-image",
+    }
     rows = [
-        {"path": f"{generator}/{photo}.png", "label": int(kind != "real"), "generator": generator,
-         "kind": kind,
-         "source": f"photo{photo}", "perturbation": "none", "detector": "probe", "error": "",
-         "seen": int(generator == "gan"), "threshold": 0.4 + 0.1 * (photo % 2),
-         "score": round(float(np.clip(rng.normal(0.35 + 0.25 * (kind != "real"), 0.2), 0, 1)), 2)}
-        for generator, kind in kinds.items() for photo in range(20)
-    ]  # fmt: skip
+        {
+            "path": f"{generator}/{photo}.png",
+            "label": int(kind != "real"),
+            "generator": generator,
+            "kind": kind,
+            "source": f"photo{photo}",
+            "perturbation": "none",
+            "detector": "probe",
+            "error": "",
+            "seen": int(generator == "gan"),
+            "threshold": 0.4 + 0.1 * (photo % 2),
+            "score": round(float(np.clip(rng.normal(0.35 + 0.25 * (kind != "real"), 0.2), 0, 1)), 2),
+        }
+        for generator, kind in kinds.items()
+        for photo in range(20)
+    ]
     return pd.DataFrame(rows)
 
 
@@ -35,8 +52,8 @@ def results(scores) -> pd.DataFrame:
 def test_save_writes_three_files_that_repeat_byte_for_byte(scores, tmp_path):
     folders = [tmp_path / "a" / "new", tmp_path / "b"]
     for folder in folders:
-        fig, table = figures.roc_curves(scores)
-        files = figures.save(fig, "roc", table, folder=folder)
+        fig, table = evaluation.roc_curves(scores)
+        files = save_figure(fig, "roc", table, folder=folder)
     assert [file.name for file in files] == ["roc.png", "roc.svg", "roc.csv"]
     for file in files:
         assert file.read_bytes() == (folders[0] / file.name).read_bytes()
@@ -46,13 +63,13 @@ def test_save_writes_three_files_that_repeat_byte_for_byte(scores, tmp_path):
 
 def test_save_uses_the_figures_folder(scores, tmp_path, monkeypatch):
     monkeypatch.setenv("AFP_FIGURES", str(tmp_path))
-    files = figures.save(*(lambda fig, table: (fig, "cal", table))(*figures.calibration(scores)))
+    files = save_figure(*(lambda fig, table: (fig, "cal", table))(*evaluation.calibration(scores)))
     assert {file.parent for file in files} == {tmp_path.resolve()}
     assert all(file.stat().st_size for file in files)
 
 
 def test_roc_curves_have_scikit_learns_area(scores):
-    _, table = figures.roc_curves(scores)
+    _, table = evaluation.roc_curves(scores)
     assert table["against"].unique().tolist() == ["real", "real-resampled"]
     for (against, group), curve in table.groupby(["against", "group"]):
         rows = scores[scores["generator"].isin([against, group])]
@@ -60,21 +77,27 @@ def test_roc_curves_have_scikit_learns_area(scores):
 
 
 def test_held_out_bars_plot_the_results(results):
-    fig, table = figures.held_out_bars(results)
+    fig, table = evaluation.held_out_bars(results)
     assert table["group"].drop_duplicates().tolist() == [
-        "gan", "up-2", "up-4", "flux", "mean held-out", "min held-out"]  # fmt: skip
+        "gan",
+        "up-2",
+        "up-4",
+        "flux",
+        "mean held-out",
+        "min held-out",
+    ]
     joined = table.merge(results, on=["group", "kind", "against", "metric"], suffixes=("", "_expected"))
     assert len(joined) == len(table) == 12 and (joined["value"] == joined["value_expected"]).all()
     drawn = {x for line in fig.axes[0].lines if len(line.get_xdata()) == 6 for x in line.get_xdata()}
     assert drawn == set(table["value"])
     assert "gan (held-in)" in [label.get_text() for label in fig.axes[0].get_yticklabels()]
-    assert set(figures.held_out_bars(results, "eer")[1]["group"]) > {"max held-out"}
+    assert set(evaluation.held_out_bars(results, "eer")[1]["group"]) > {"max held-out"}
     with pytest.raises(ValueError, match="nonsense"):
-        figures.held_out_bars(results, "nonsense")
+        evaluation.held_out_bars(results, "nonsense")
 
 
 def test_histograms_hold_every_image(scores):
-    _, table = figures.score_histograms(scores)
+    _, table = evaluation.score_histograms(scores)
     sums = table.groupby("group")["fraction"].sum()
     assert sums.to_numpy() == pytest.approx(1) and len(sums) == 6
     fake = scores[scores["generator"] == "up-4"]
@@ -83,7 +106,7 @@ def test_histograms_hold_every_image(scores):
 
 
 def test_calibration_table_gives_the_ece_of_the_title(scores):
-    fig, table = figures.calibration(scores)
+    fig, table = evaluation.calibration(scores)
     n = table["n_real"] + table["n_fake"]
     ece = (n * (table["mean_score"] - table["fraction_fake"]).abs()).sum() / n.sum()
     assert n.sum() == len(scores)
@@ -94,23 +117,23 @@ def test_calibration_table_gives_the_ece_of_the_title(scores):
 def test_failed_images_are_left_out_of_every_figure(scores):
     broken = scores.assign(score=scores["score"].where(scores.index % 7 > 0))
     kept = broken[broken["score"].notna()]
-    for draw in (figures.roc_curves, figures.score_histograms, figures.calibration):
+    for draw in (evaluation.roc_curves, evaluation.score_histograms, evaluation.calibration):
         pd.testing.assert_frame_equal(draw(broken)[1], draw(kept)[1])
 
 
 def test_two_detectors_are_refused_where_one_is_drawn(scores):
     both = pd.concat([scores, scores.assign(detector="other")])
-    for draw in (figures.roc_curves, figures.score_histograms, figures.calibration):
+    for draw in (evaluation.roc_curves, evaluation.score_histograms, evaluation.calibration):
         with pytest.raises(ValueError, match="other"):
             draw(both)
     with pytest.raises(ValueError, match="0 fake groups"):
-        figures.roc_curves(scores[scores["label"] == 0])
+        evaluation.roc_curves(scores[scores["label"] == 0])
 
 
 def test_a_kind_keeps_its_colour(scores):
     without_gan = scores[scores["generator"] != "gan"]
     colours = [
-        {line.get_label().split()[0]: line.get_color() for line in figures.roc_curves(df)[0].axes[0].lines}
+        {line.get_label().split()[0]: line.get_color() for line in evaluation.roc_curves(df)[0].axes[0].lines}
         for df in (scores, without_gan)
     ]
     assert colours[1].items() <= colours[0].items() and len(set(colours[0].values())) == len(colours[0])
@@ -119,20 +142,27 @@ def test_a_kind_keeps_its_colour(scores):
 def test_image_grid_takes_files_and_images(tmp_path):
     image = Image.new("RGB", (300, 200), "red")
     image.save(tmp_path / "red.png")
-    fig, table = figures.image_grid([tmp_path / "red.png", image, image], ["a", "b\n0.5", "c"], columns=2)
+    fig, table = image_grid([tmp_path / "red.png", image, image], ["a", "b\n0.5", "c"], columns=2)
     assert table["file"].tolist() == ["red.png", "", ""] and image.size == (300, 200)
     assert [ax.get_title() for ax in fig.axes] == ["a", "b\n0.5", "c", ""]
     with pytest.raises(ValueError, match="1 images and 2 titles"):
-        figures.image_grid([image], ["a", "b"])
+        image_grid([image], ["a", "b"])
 
 
 def test_summary_table_reads_well_and_repeats_nothing(results):
     table = summary_table(results)
     assert table.columns.tolist() == ["group", "vs real", "vs real-resampled"]
     assert table["group"].tolist() == [
-        "gan (held-in)", "up-2", "up-4", "flux", "mean held-in", "mean held-out",
-        "mean held-out, super-resolution", "min held-out", "min held-out, super-resolution",
-    ]  # fmt: skip
+        "gan (held-in)",
+        "up-2",
+        "up-4",
+        "flux",
+        "mean held-in",
+        "mean held-out",
+        "mean held-out, super-resolution",
+        "min held-out",
+        "min held-out, super-resolution",
+    ]
     row = results.query("group == 'flux' and against == 'real' and metric == 'auc'").iloc[0]
     assert table.loc[3, "vs real"] == f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
     two = summary_table(pd.concat([results, results.assign(detector="other")]), ("auc", "eer"))

@@ -10,13 +10,16 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from typer.testing import CliRunner
 
 from afp.cli import app
-from afp.gallery import GalleryError, build
+from afp.errors import AfpError
+from afp.figures.gallery import build
 
 INTRO = """# 01 A title & more
 
 **The question.** Is it <b>so</b>? See [the next](02_second.ipynb#part-two), [a script](../afp/images.py),
 [the web](https://example.org/) and ![a picture](https://example.org/x.png)."""
-TABLE = "<table><tr><td>" + "wide" * 100 + "</td></tr></table><script src='https://example.org/x.js'></script>"
+TABLE = (
+    "<table><tr><td>" + "wide" * 100 + "</td></tr></table><script src='https://example.org/x.js'></script>"
+)
 
 
 @pytest.fixture
@@ -42,7 +45,10 @@ def figures(tmp_path):
 
 
 def _soups(index):
-    return {p.name: BeautifulSoup(p.read_text(encoding="utf-8"), "html.parser") for p in index.parent.glob("*.html")}
+    return {
+        p.name: BeautifulSoup(p.read_text(encoding="utf-8"), "html.parser")
+        for p in index.parent.glob("*.html")
+    }
 
 
 def test_every_notebook_and_figure_is_shown_and_every_link_leads_somewhere(executed, figures, tmp_path):
@@ -77,13 +83,13 @@ def test_a_second_build_replaces_the_first_and_nothing_else(executed, figures, t
     (executed / "02_second.ipynb").unlink()
     build(executed, out, figures)
     assert not (out / "02_second.html").exists()
-    with pytest.raises(GalleryError, match="no gallery"):
+    with pytest.raises(AfpError, match="no gallery"):
         build(executed, figures, figures)
     assert (figures / "99_old.png").is_file()
 
 
 def test_the_command_says_what_is_missing_or_where_the_gallery_is(executed, tmp_path, monkeypatch):
-    with pytest.raises(GalleryError, match="afp run --all"):
+    with pytest.raises(AfpError, match="afp run --all"):
         build(tmp_path / "nowhere", tmp_path / "out")
     monkeypatch.setenv("AFP_FIGURES", str(tmp_path / "none"))
     done = CliRunner().invoke(app, ["gallery", str(executed), "--out", str(tmp_path / "g")])

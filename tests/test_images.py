@@ -15,17 +15,9 @@ from PIL import Image, ImageCms, ImageFile
 from PIL.Image import Transpose
 from sklearn.datasets import load_sample_image
 
-from afp.images import (
-    EXTENSIONS,
-    MAX_PIXELS,
-    ImageError,
-    Normalisation,
-    UnreadableImages,
-    list_images,
-    open_image,
-    open_images,
-    sha256,
-)
+from afp.data.images import EXTENSIONS, MAX_PIXELS, list_images, open_image, open_images, sha256
+from afp.data.preprocess import Normalisation
+from afp.errors import ImageError, UnreadableImages
 
 PHOTO = Image.fromarray(load_sample_image("china.jpg")).resize((96, 64))
 GREY = np.asarray(PHOTO.convert("L"))
@@ -164,9 +156,14 @@ def test_open_images_names_all_the_bad_ones(tmp_path):
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
 @pytest.mark.parametrize(
     ("orientation", "stored"),
-    [(2, Transpose.FLIP_LEFT_RIGHT), (3, Transpose.ROTATE_180), (5, Transpose.TRANSPOSE),
-     (6, Transpose.ROTATE_90), (8, Transpose.ROTATE_270)],
-)  # fmt: skip
+    [
+        (2, Transpose.FLIP_LEFT_RIGHT),
+        (3, Transpose.ROTATE_180),
+        (5, Transpose.TRANSPOSE),
+        (6, Transpose.ROTATE_90),
+        (8, Transpose.ROTATE_270),
+    ],
+)
 def test_exif_orientation_equals_an_upright_image(tmp_path, suffix, orientation, stored):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -179,12 +176,20 @@ def test_exif_orientation_equals_an_upright_image(tmp_path, suffix, orientation,
 def test_16_bit_equals_8_bit(tmp_path):
     grey = open_image(written(tmp_path / "8.png", Image.fromarray(GREY)))
     deep = GREY.astype(np.uint16) * 257
-    same = {"16.png": deep, "16.tif": deep, "big-endian.tif": deep.astype(">u2"), "32.tif": deep.astype("i4"),
-            "float.tif": (GREY / 255).astype("f4")}  # fmt: skip
+    same = {
+        "16.png": deep,
+        "16.tif": deep,
+        "big-endian.tif": deep.astype(">u2"),
+        "32.tif": deep.astype("i4"),
+        "float.tif": (GREY / 255).astype("f4"),
+    }
     for name, array in same.items():
         assert difference(open_image(written(tmp_path / name, Image.fromarray(array))), grey) <= 1, name
-    unknown = {"hdr.tif": GREY.astype("f4"), "nan.tif": np.full(GREY.shape, np.nan, "f4"),
-               "32.tif": deep.astype("i4") * 256}  # fmt: skip
+    unknown = {
+        "hdr.tif": GREY.astype("f4"),
+        "nan.tif": np.full(GREY.shape, np.nan, "f4"),
+        "32.tif": deep.astype("i4") * 256,
+    }
     for name, array in unknown.items():
         with pytest.raises(ImageError, match="expected 0 to"):
             open_image(written(tmp_path / name, Image.fromarray(array)))
@@ -192,9 +197,13 @@ def test_16_bit_equals_8_bit(tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "LAB"])
 def test_every_mode_becomes_rgb_of_about_the_right_colours(tmp_path, mode):
-    image = PHOTO.convert(mode) if mode != "LAB" else ImageCms.profileToProfile(
-        PHOTO, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
-    )  # fmt: skip
+    image = (
+        PHOTO.convert(mode)
+        if mode != "LAB"
+        else ImageCms.profileToProfile(
+            PHOTO, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+        )
+    )
     reference = PHOTO.convert(mode).convert("RGB") if mode in ("1", "L", "P") else PHOTO
     assert difference(open_image(written(tmp_path / "image.tif", image)), reference) <= 8
     if mode == "CMYK":
@@ -290,7 +299,15 @@ def test_normalisation_removes_the_format(tmp_path):
 def test_normalisation_key_and_checks():
     assert Normalisation().key == "256-jpeg95"
     assert Normalisation(224, "png", 50).key == Normalisation(224, "png").key == "224-png"
-    for field, value in [("size", 31), ("size", 2049), ("size", 64.0), ("quality", 0), ("quality", 101),
-                         ("quality", True), ("codec", "JPEG2000"), ("codec", None)]:  # fmt: skip
+    for field, value in [
+        ("size", 31),
+        ("size", 2049),
+        ("size", 64.0),
+        ("quality", 0),
+        ("quality", 101),
+        ("quality", True),
+        ("codec", "JPEG2000"),
+        ("codec", None),
+    ]:
         with pytest.raises(ValueError, match=f"Normalisation.{field}={value!r}: expected"):
             Normalisation(**{field: value})

@@ -46,16 +46,9 @@ def test_every_internal_link_leads_somewhere(path):
             assert fragment in anchors(file), f"{path.name}: {link}"
 
 
-def test_docstrings_name_notebooks_that_exist():
-    named = {}
-    for source in sorted((ROOT / "afp").rglob("*.py")):
-        for name in re.findall(r"Notebooks?: ((?:\d\d_\w+(?:, )?)+)", source.read_text(encoding="utf-8")):
-            named |= dict.fromkeys(name.split(", "), source.name)
-    missing = {name: source for name, source in named.items() if name not in {p.stem for p in CHAPTERS}}
-    assert len(named) > 3 and not missing, missing
-
-
-@pytest.mark.parametrize("path", [ROOT / "README.md", NOTEBOOKS / "00_start_here.ipynb"], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", NOTEBOOKS / "00_start_here.ipynb"], ids=lambda p: p.name
+)
 def test_the_tables_of_notebooks_match_the_folder(path):
     rows = re.findall(r"^\| (?:\[|`)?(\d\d_\w+)", prose(path), re.M)
     assert rows == [p.stem for p in CHAPTERS]

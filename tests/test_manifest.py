@@ -8,17 +8,10 @@ import pandas as pd
 import pytest
 from conftest import picture, write_folders
 
-from afp.manifest import (
-    COLUMNS,
-    ManifestError,
-    from_files,
-    from_folders,
-    held_in_generators,
-    read_manifest,
-    thin,
-    use_fold,
-    write_manifest,
-)
+from afp.data.layouts import from_folders
+from afp.data.manifest import COLUMNS, from_files, read_manifest, write_manifest
+from afp.data.splits import held_in_generators, thin, use_fold
+from afp.errors import DataError
 
 TRAINED = ["train", "validation"]
 
@@ -64,20 +57,20 @@ def test_names_that_look_like_missing_values_stay_names(tmp_path):
 )
 def test_a_bad_row_is_named(tmp_path, columns, named):
     table(**columns).to_csv(tmp_path / "m.csv", index=False)
-    with pytest.raises(ManifestError, match=named) as error:
+    with pytest.raises(DataError, match=named) as error:
         read_manifest(tmp_path / "m.csv")
     assert "m.csv" in str(error.value)
 
 
 def test_a_manifest_without_a_row_is_refused(tmp_path):
     table()[:0].to_csv(tmp_path / "m.csv", index=False)
-    with pytest.raises(ManifestError, match=r"m\.csv: no row"):
+    with pytest.raises(DataError, match=r"m\.csv: no row"):
         read_manifest(tmp_path / "m.csv")
 
 
 def test_missing_columns_are_named(tmp_path):
     table().drop(columns=["sha256", "source"]).to_csv(tmp_path / "m.csv", index=False)
-    with pytest.raises(ManifestError, match="columns missing: source, sha256"):
+    with pytest.raises(DataError, match="columns missing: source, sha256"):
         read_manifest(tmp_path / "m.csv")
 
 
@@ -85,16 +78,16 @@ def test_missing_columns_are_named(tmp_path):
 @pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
 def test_garbage_is_refused_by_name(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ManifestError, match=name):
+    with pytest.raises(DataError, match=name):
         read_manifest(tmp_path / name)
 
 
 def test_a_missing_manifest_is_named_and_the_demo_has_a_hint(tmp_path):
-    with pytest.raises(ManifestError, match=r"no such manifest$"):
+    with pytest.raises(DataError, match=r"no such manifest$"):
         read_manifest(tmp_path / "m.csv")
-    with pytest.raises(ManifestError, match=r"no such manifest; .*`afp demo`"):
+    with pytest.raises(DataError, match=r"no such manifest; .*`afp demo`"):
         read_manifest(tmp_path / "demo" / "manifest.csv")
-    with pytest.raises(ManifestError, match="not a readable"):
+    with pytest.raises(DataError, match="not a readable"):
         read_manifest(tmp_path)
 
 
@@ -126,7 +119,7 @@ def test_identical_files_share_a_split_whatever_their_names(tmp_path):
 
 def test_an_empty_folder_is_named(tmp_path):
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(ManifestError, match="nothing: no image"):
+    with pytest.raises(DataError, match="nothing: no image"):
         from_folders([tmp_path / "nothing"], {})
 
 
@@ -177,10 +170,10 @@ def test_folds_do_not_depend_on_the_rows_order(demo_frame):
 
 def test_impossible_folds_are_refused(small_frame):
     for fold in (-1, 5):
-        with pytest.raises(ManifestError, match=f"fold: {fold}, expected 0 to 4"):
+        with pytest.raises(DataError, match=f"fold: {fold}, expected 0 to 4"):
             use_fold(small_frame, fold)
     few = small_frame[small_frame["source"].isin(small_frame["source"].unique()[:3])]
-    with pytest.raises(ManifestError, match="3 sources of real images cannot make 5 folds"):
+    with pytest.raises(DataError, match="3 sources of real images cannot make 5 folds"):
         use_fold(few, 0)
 
 
@@ -191,7 +184,7 @@ def test_a_thinned_manifest_holds_whole_sources_and_always_the_same(demo_frame):
     assert set(thin(demo_frame.sample(frac=1, random_state=0), 100)["path"]) == set(few["path"])
     assert thin(demo_frame, len(demo_frame)).equals(demo_frame)
     assert thin(demo_frame, 1)["source"].nunique() == 1
-    with pytest.raises(ManifestError, match="most: 0 images"):
+    with pytest.raises(DataError, match="most: 0 images"):
         thin(demo_frame, 0)
 
 
@@ -200,5 +193,5 @@ def test_a_name_that_is_not_utf_8_has_a_path_that_can_be_written_but_no_place_in
     picture(0).save(name)
     frame = from_files([name])
     assert frame["path"][0].encode() and frame["file"][0] == name and frame["sha256"][0]
-    with pytest.raises(ManifestError, match="not UTF-8"):
+    with pytest.raises(DataError, match="not UTF-8"):
         from_folders([tmp_path], {})

@@ -7,16 +7,9 @@ from scipy.interpolate import interp1d
 from scipy.optimize import brentq
 from sklearn import metrics as sk
 
-from afp import metrics
-from afp.metrics import (
-    METRICS,
-    Estimate,
-    check_scores,
-    choose_threshold,
-    compute,
-    evaluate,
-    paired_difference,
-)
+from afp.detectors.operating_point import choose_threshold
+from afp.results import metrics
+from afp.results.metrics import METRICS, Estimate, check_scores, compute, evaluate, paired_difference
 
 
 def table(n_sources=12, tiles=3, generators=("gan-a", "gan-b", "up"), seed=0, shift=1.0, **columns):
@@ -29,14 +22,24 @@ def table(n_sources=12, tiles=3, generators=("gan-a", "gan-b", "up"), seed=0, sh
             for tile in range(tiles):
                 fake = generator in generators
                 logit = of_source + rng.normal() + shift * (fake - 0.5) * (1 + (generator == "up"))
-                rows.append({
-                    "path": f"{generator}/{source:02}-{tile}.png", "label": int(fake), "generator": generator,
-                    "kind": "real" if not fake else "GAN" if "gan" in generator else "super-resolution",
-                    "split": "test", "source": f"photo{source:02}", "perturbation": "none",
-                    "detector": "probe", "run": "probe-0", "fold": source % 3,
-                    "seen": int(generator == "gan-a"), "threshold": 0.45 + 0.05 * (source % 3),
-                    "score": round(1 / (1 + np.exp(-logit)), 2), "error": "",
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "path": f"{generator}/{source:02}-{tile}.png",
+                        "label": int(fake),
+                        "generator": generator,
+                        "kind": "real" if not fake else "GAN" if "gan" in generator else "super-resolution",
+                        "split": "test",
+                        "source": f"photo{source:02}",
+                        "perturbation": "none",
+                        "detector": "probe",
+                        "run": "probe-0",
+                        "fold": source % 3,
+                        "seen": int(generator == "gan-a"),
+                        "threshold": 0.45 + 0.05 * (source % 3),
+                        "score": round(1 / (1 + np.exp(-logit)), 2),
+                        "error": "",
+                    }
+                )
     return pd.DataFrame(rows).assign(**columns)
 
 
@@ -128,9 +131,11 @@ def test_values_come_from_the_rows():
     for against in ("real", "real-resampled"):
         b, up = aucs["gan-b", against], aucs["up", against]
         for group, kind, expected in (
-            ("mean held-out", "all", (b + up) / 2), ("min held-out", "all", min(b, up)),
-            ("mean held-out", "GAN", b), ("mean held-in", "all", aucs["gan-a", against]),
-        ):  # fmt: skip
+            ("mean held-out", "all", (b + up) / 2),
+            ("min held-out", "all", min(b, up)),
+            ("mean held-out", "GAN", b),
+            ("mean held-in", "all", aucs["gan-a", against]),
+        ):
             assert pick(results, group, kind=kind, against=against).value == pytest.approx(expected)
     real = df.loc["real"]
     rate = pick(results, "real", "false_positive_rate_val", against="")
@@ -218,11 +223,20 @@ def test_intervals_cover_the_truth():
 
 def test_few_images_of_many_generators_share_a_group():
     df = table()
-    wild = pd.DataFrame([
-        {**df.iloc[0].to_dict(), "path": f"wild/{i}", "source": f"wild{i}", "generator": name, "label": 1,
-         "kind": "text-to-image", "score": 0.3 + i / 20}
-        for i, name in enumerate(["sdxl", "flux", "flux", "dalle", *["sd3"] * 5])
-    ])  # fmt: skip
+    wild = pd.DataFrame(
+        [
+            {
+                **df.iloc[0].to_dict(),
+                "path": f"wild/{i}",
+                "source": f"wild{i}",
+                "generator": name,
+                "label": 1,
+                "kind": "text-to-image",
+                "score": 0.3 + i / 20,
+            }
+            for i, name in enumerate(["sdxl", "flux", "flux", "dalle", *["sd3"] * 5])
+        ]
+    )
     results = evaluate(pd.concat([df, wild]), n_boot=20)
     groups = set(results.group)
     assert {"text-to-image", "sd3"} < groups and not {"sdxl", "flux", "dalle"} & groups
@@ -263,11 +277,14 @@ def test_paired_difference():
         paired_difference(seen, b)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda a: a.iloc[1:], "1 rows are in one table only"),
-    (lambda a: a.assign(path=a.path.str.replace("up/00-0", "up/elsewhere")), "2 rows .* such as .'up/"),
-    (lambda a: pd.concat([a, a.assign(perturbation="blur:1")]), "scores_b: expected one detector"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.iloc[1:], "1 rows are in one table only"),
+        (lambda a: a.assign(path=a.path.str.replace("up/00-0", "up/elsewhere")), "2 rows .* such as .'up/"),
+        (lambda a: pd.concat([a, a.assign(perturbation="blur:1")]), "scores_b: expected one detector"),
+    ],
+)
 def test_paired_difference_refuses_other_images(change, message):
     with pytest.raises(ValueError, match=message):
         paired_difference(table(), change(table()))
@@ -275,14 +292,17 @@ def test_paired_difference_refuses_other_images(change, message):
         paired_difference(table(), table(), "nonsense")
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda a: a.drop(columns=["seen", "kind"]), r"missing column\(s\) \['kind', 'seen'\]"),
-    (lambda a: a.assign(label=a.label * 2), "label: 2.0 .* expected 0"),
-    (lambda a: a.assign(label=np.nan), "label: nan"),
-    (lambda a: a.assign(score=a.score + 0.5), "score: 1.* expected P"),
-    (lambda a: a.assign(score="high"), "column 'score' must hold numbers"),
-    (lambda a: pd.concat([a, a.iloc[[5]]]), "real-resampled/00-2.png.* more than once"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.drop(columns=["seen", "kind"]), r"missing column\(s\) \['kind', 'seen'\]"),
+        (lambda a: a.assign(label=a.label * 2), "label: 2.0 .* expected 0"),
+        (lambda a: a.assign(label=np.nan), "label: nan"),
+        (lambda a: a.assign(score=a.score + 0.5), "score: 1.* expected P"),
+        (lambda a: a.assign(score="high"), "column 'score' must hold numbers"),
+        (lambda a: pd.concat([a, a.iloc[[5]]]), "real-resampled/00-2.png.* more than once"),
+    ],
+)
 def test_bad_tables_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         evaluate(change(table()))

@@ -12,7 +12,7 @@ import pytest
 from test_clip_detectors import small_dual
 
 from afp import workbook
-from afp.manifest import read_manifest, write_manifest
+from afp.data.manifest import read_manifest, write_manifest
 from afp.paths import ROOT
 
 FOLDER = ROOT / "notebooks"
@@ -72,7 +72,9 @@ def test_a_chapter_runs(path, few_manifest, small_tower, tmp_path):
     images = {"manifest_path", "demo_manifest"} & set(workbook.parameters(path))
     given = dict.fromkeys(images, str(few_manifest))
     # Those that take any CLIP get a small one, so that they last seconds; the others read the demo's own tower.
-    given |= {"backbone": small_tower} if 'backbone: str = "demo-clip"' in cells(path, "code")[0].source else {}
+    given |= (
+        {"backbone": small_tower} if 'backbone: str = "demo-clip"' in cells(path, "code")[0].source else {}
+    )
     done = workbook.execute(path, given | FEWER.get(path.stem, {}), out=tmp_path)
     failed = [o for c in cells(done, "code") for o in c.outputs if o.output_type == "error"]
     assert not failed

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from afp.images import Normalisation
-from afp.perturbations import PERTURBATIONS, check, perturb
+from afp.data.preprocess import PERTURBATIONS, Normalisation, check_perturbation, perturb
 
 PHOTOS = [
     Normalisation(128)(Image.fromarray(load_sample_image(name))) for name in ("china.jpg", "flower.jpg")
@@ -120,12 +119,14 @@ def test_noise_twice_is_independent():
 
 
 def test_canonical_specs():
-    assert check("none") == check(" None ") == "none"
-    assert check("blur:1.0") == check("Blur:1") == "blur:1"
-    assert check(" rescale:.5 + jpeg:75 ") == "rescale:0.5+jpeg:75"
+    assert check_perturbation("none") == check_perturbation(" None ") == "none"
+    assert check_perturbation("blur:1.0") == check_perturbation("Blur:1") == "blur:1"
+    assert check_perturbation(" rescale:.5 + jpeg:75 ") == "rescale:0.5+jpeg:75"
     for name, values in SEVERITIES.items():
         for value in values:
-            assert check(f"{name}:{value}") == check(check(f"{name}:{value}"))
+            assert check_perturbation(f"{name}:{value}") == check_perturbation(
+                check_perturbation(f"{name}:{value}")
+            )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ def test_canonical_specs():
     ],
 )
 def test_bad_settings_are_refused_by_name(spec, part, expected):
-    for function in (check, lambda spec: perturb(PHOTOS[0], spec, seed=0)):
+    for function in (check_perturbation, lambda spec: perturb(PHOTOS[0], spec, seed=0)):
         with pytest.raises(ValueError) as caught:
             function(spec)
         assert f"perturbation {spec!r}, part {part!r}" in str(caught.value) and expected in str(caught.value)
@@ -157,6 +158,6 @@ def test_bad_settings_are_refused_by_name(spec, part, expected):
 
 def test_other_bad_input():
     with pytest.raises(ValueError, match="perturbation 75: expected text"):
-        check(75)
+        check_perturbation(75)
     with pytest.raises(ValueError, match="mode 'L': expected 'RGB'"):
         perturb(PHOTOS[0].convert("L"), "blur:1", seed=0)

@@ -16,31 +16,33 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from afp import plan
-from afp.cli import app
+from afp.cli import app, dry_run
+from afp.data import audit
 from afp.detectors.vlm_prompt import VlmPrompt
-from afp.paths import ROOT
-from afp.workbook import NOTEBOOKS, WorkbookError, find, parameters
+from afp.errors import AfpError
+from afp.models import backbones
+from afp.paths import NOTEBOOKS, ROOT
+from afp.workbook import find, parameters
 
 FULL = ROOT / "params" / "full.yaml"
 
 
 def test_the_full_size_parameters_are_parameters_of_notebooks():
-    given = plan.read_parameters(FULL)
+    given = dry_run.read_parameters(FULL)
     assert given["04_evaluate_held_out"]["backbone"] == "clip-vit-l14"
     assert given["02_train_soft_prompt"]["backbone"] == "instructblip-vicuna-7b"
 
 
 @pytest.mark.parametrize("path", find([], everything=True), ids=lambda path: path.stem)
 def test_each_notebook_that_takes_data_or_a_backbone_has_its_full_size(path):
-    given, known = plan.read_parameters(FULL), parameters(path)
+    given, known = dry_run.read_parameters(FULL), parameters(path)
     for name in ("manifest_path", "backbone", "vlm", "own_runs"):
         if name in known:
             assert given.get(path.stem, {}).get(name), f"{path.stem}: {name} is missing in params/full.yaml"
     for name in {"kind", "kinds"} & set(known):  # manifests made from folders hold the kind "unknown"
         assert given[path.stem].get(name) in ("all", ""), f"{path.stem}: {name} in params/full.yaml"
     assert path.stem in FULL.read_text(), "a notebook without parameters is named in a comment"
-    assert next(f.check for f in plan.checks([path], given)).startswith(path.stem)
+    assert next(f.check for f in dry_run.check_notebooks([path], given)).startswith(path.stem)
 
 
 @pytest.mark.parametrize(
@@ -54,17 +56,23 @@ def test_each_notebook_that_takes_data_or_a_backbone_has_its_full_size(path):
 )
 def test_a_wrong_file_is_refused_by_name(text, message, tmp_path):
     (tmp_path / "p.yaml").write_text(text)
-    with pytest.raises(WorkbookError, match=message):
-        plan.read_parameters(tmp_path / "p.yaml")
+    with pytest.raises(AfpError, match=message):
+        dry_run.read_parameters(tmp_path / "p.yaml")
 
 
-def _findings(values: dict[str, str], name: str = "06_test_robustness") -> dict[str, plan.Finding]:
+def _findings(values: dict[str, str], name: str = "06_test_robustness") -> dict[str, audit.Finding]:
     notebook = NOTEBOOKS / f"{name}.ipynb"
-    return {f.check.split()[-1]: f for f in plan.checks([notebook], {notebook.stem: values})}
+    return {f.check.split()[-1]: f for f in dry_run.check_notebooks([notebook], {notebook.stem: values})}
 
 
-def test_what_is_there_is_found_and_what_it_costs_is_counted(small_manifest, small_frame, tmp_path, monkeypatch):
-    values = {"manifest_path": str(small_manifest), "backbone": "demo-clip", "detectors": "linear-probe, spectrum"}
+def test_what_is_there_is_found_and_what_it_costs_is_counted(
+    small_manifest, small_frame, tmp_path, monkeypatch
+):
+    values = {
+        "manifest_path": str(small_manifest),
+        "backbone": "demo-clip",
+        "detectors": "linear-probe, spectrum",
+    }
     (tmp_path / "weights" / "demo-clip").mkdir(parents=True)
     monkeypatch.setenv("AFP_DATA", str(tmp_path))
     found = _findings(values | {"perturbations": "jpeg:75,blur:1", "augment": "jpeg:50"})
@@ -72,26 +80,39 @@ def test_what_is_there_is_found_and_what_it_costs_is_counted(small_manifest, sma
     assert f"{len(small_frame)} images x 4 passes" in found["time"].detail
 
 
-def test_a_vision_language_model_is_counted_with_its_tokens_and_a_fit(small_manifest, small_frame, monkeypatch):
+def test_a_vision_language_model_is_counted_with_its_tokens_and_a_fit(
+    small_manifest, small_frame, monkeypatch
+):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(plan.backbones, "best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(backbones, "best_device", lambda: torch.device("cpu"))
     n, n_train = len(small_frame), (small_frame["split"] == "train").sum()
-    values = {"manifest_path": str(small_manifest), "backbone": "instructblip-vicuna-7b", "preset": "antifakeprompt"}
+    values = {
+        "manifest_path": str(small_manifest),
+        "backbone": "instructblip-vicuna-7b",
+        "preset": "antifakeprompt",
+    }
     found = _findings(values, "02_train_soft_prompt")
     assert f"{n} images x 1 passes x 0.51 TFLOP" in found["time"].detail
-    assert f"10 epochs x {n_train} training images x 2 (forward, gradient) x 0.59 TFLOP" in found["training"].detail
+    assert (
+        f"10 epochs x {n_train} training images x 2 (forward, gradient) x 0.59 TFLOP"
+        in found["training"].detail
+    )
     assert f"need {n * 2 * 257 * 1408 / 2**30:.2g} GiB" in found["disk"].detail
     assert "needs 15 x 1.25 + 1 GiB" in found["memory"].detail
     assert not _findings(values | {"preset": "paper"}, "02_train_soft_prompt")["training"].ok
-    beside = _findings({"manifest_path": str(small_manifest), "vlm": values["backbone"]}, "05_map_feature_space")
+    beside = _findings(
+        {"manifest_path": str(small_manifest), "vlm": values["backbone"]}, "05_map_feature_space"
+    )
     assert f"{VlmPrompt.demo_recipe.epochs} epochs" in beside["training"].detail
     assert "hf download Salesforce/" in beside["weights"].detail
-    assert "training" not in _findings({"manifest_path": str(small_manifest), "vlm": ""}, "05_map_feature_space")
+    assert "training" not in _findings(
+        {"manifest_path": str(small_manifest), "vlm": ""}, "05_map_feature_space"
+    )
 
 
 def test_tokens_that_do_not_fit_into_memory_are_found(small_manifest, monkeypatch):
-    monkeypatch.setattr(plan.backbones, "best_device", lambda: torch.device("cpu"))
-    monkeypatch.setitem(plan.TOWERS, "demo-clip", plan.Tower(1e6, 1e6, 200, 2**42))
+    monkeypatch.setattr(backbones, "best_device", lambda: torch.device("cpu"))
+    monkeypatch.setitem(dry_run.SIZES, "demo-clip", dry_run.BackboneSize(1e6, 1e6, 200, 2**42))
     found = _findings({"manifest_path": str(small_manifest), "backbone": "demo-clip"})
     assert not found["memory"].ok and "take fewer images" in found["memory"].detail
 
@@ -100,7 +121,9 @@ def test_what_is_missing_is_named_with_its_mend(small_manifest, tmp_path, monkey
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     nowhere = tmp_path / "nowhere.csv"
     found = _findings({"manifest_path": str(nowhere), "backbone": "nobody/nothing", "detectors": "best"})
-    assert not found["data"].ok and str(nowhere) in found["data"].detail and "Full size" in found["data"].detail
+    assert (
+        not found["data"].ok and str(nowhere) in found["data"].detail and "Full size" in found["data"].detail
+    )
     assert not found["weights"].ok and "hf download nobody/nothing" in found["weights"].detail
     assert not found["detectors"].ok and "'best'" in found["detectors"].detail
     (tmp_path / "m.csv").write_text(small_manifest.read_text())  # its images are elsewhere
@@ -109,14 +132,16 @@ def test_what_is_missing_is_named_with_its_mend(small_manifest, tmp_path, monkey
     found = _findings({"manifest_path": str(small_manifest), "kinds": "unknown, GAN"})
     assert not found["names"].ok
     assert "no kind 'GAN' in the manifest, expected some of real, unknown" in found["names"].detail
-    assert "names" not in _findings({"manifest_path": str(small_manifest), "generators": "real,half", "kind": "all"})
+    assert "names" not in _findings(
+        {"manifest_path": str(small_manifest), "generators": "real,half", "kind": "all"}
+    )
     found = _findings({"manifest_path": str(nowhere)})
     assert "not counting the manifests that are missing" in found["disk"].detail
 
 
 def test_a_model_or_features_without_room_are_found(small_manifest, monkeypatch):
-    huge = plan.Tower(1e15, 1e9, 200, 2**50)
-    monkeypatch.setitem(plan.TOWERS, "demo-clip", huge)
+    huge = dry_run.BackboneSize(1e15, 1e9, 200, 2**50)
+    monkeypatch.setitem(dry_run.SIZES, "demo-clip", huge)
     found = _findings({"manifest_path": str(small_manifest), "backbone": "demo-clip"})
     assert not found["disk"].ok and not found["memory"].ok
 
@@ -131,13 +156,15 @@ def test_a_model_or_features_without_room_are_found(small_manifest, monkeypatch)
 def test_the_sizes_of_towers_are_those_of_the_models(name, vision, text):
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     config = CLIPConfig(
-        vision_config=CLIPVisionConfig(**dict(zip((*keys, "patch_size", "projection_dim"), vision, strict=True))),
+        vision_config=CLIPVisionConfig(
+            **dict(zip((*keys, "patch_size", "projection_dim"), vision, strict=True))
+        ),
         text_config=CLIPTextConfig(**dict(zip(keys, text, strict=True))),
         projection_dim=vision[-1],
     )
     with torch.device("meta"):
         model = CLIPModel(config)
-    tower, count = plan.TOWERS[name], lambda part: sum(p.numel() for p in part.parameters())
+    tower, count = dry_run.SIZES[name], lambda part: sum(p.numel() for p in part.parameters())
     assert tower.n_parameters == pytest.approx(count(model), rel=0.01)
     assert tower.n_tower == pytest.approx(count(model.vision_model), rel=0.01)
     assert tower.n_tokens == (224 // vision[4]) ** 2 + 1
@@ -147,20 +174,41 @@ def test_the_sizes_of_towers_are_those_of_the_models(name, vision, text):
 @pytest.mark.parametrize(
     ("name", "language"),
     [
-        ("instructblip-vicuna-7b", LlamaConfig(vocab_size=32001, hidden_size=4096, intermediate_size=11008,
-                                               num_hidden_layers=32, num_attention_heads=32)),
-        ("instructblip-flan-t5-xl", T5Config(d_model=2048, d_ff=5120, num_layers=24, num_heads=32, d_kv=64,
-                                             feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
+        (
+            "instructblip-vicuna-7b",
+            LlamaConfig(
+                vocab_size=32001,
+                hidden_size=4096,
+                intermediate_size=11008,
+                num_hidden_layers=32,
+                num_attention_heads=32,
+            ),
+        ),
+        (
+            "instructblip-flan-t5-xl",
+            T5Config(
+                d_model=2048,
+                d_ff=5120,
+                num_layers=24,
+                num_heads=32,
+                d_kv=64,
+                feed_forward_proj="gated-gelu",
+                tie_word_embeddings=False,
+            ),
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_sizes_of_vision_language_models_are_theirs(name, language):
     config = InstructBlipConfig(
-        vision_config={}, qformer_config={"vocab_size": 30523, "encoder_hidden_size": 1408},
-        text_config=language.to_dict(), num_query_tokens=32, image_token_index=4,
-    )  # fmt: skip
+        vision_config={},
+        qformer_config={"vocab_size": 30523, "encoder_hidden_size": 1408},
+        text_config=language.to_dict(),
+        num_query_tokens=32,
+        image_token_index=4,
+    )
     with torch.device("meta"):
         model = InstructBlipForConditionalGeneration(config)
-    tower, count = plan.TOWERS[name], lambda part: sum(p.numel() for p in part.parameters())
+    tower, count = dry_run.SIZES[name], lambda part: sum(p.numel() for p in part.parameters())
     assert tower.n_parameters == pytest.approx(count(model), rel=0.02)
     assert tower.n_tower == pytest.approx(count(model.vision_model), rel=0.02)
     assert tower.n_language == pytest.approx(count(model.language_model), rel=0.02)

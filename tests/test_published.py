@@ -8,15 +8,28 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from afp import published, published_figures
-from afp.metrics import evaluate
-from afp.runs import SCORE_COLUMNS
+from afp.errors import DataError
+from afp.figures import papers
+from afp.results import published
+from afp.results.metrics import evaluate
+from afp.results.scores import SCORE_COLUMNS
 
-ANTIFAKEPROMPT = {"Wang 2020": 22.08, "DE-FAKE": 59.22, "DIRE": 18.14, "InstructBLIP zero-shot": 42.09,
-                  "InstructBLIP + LoRA": 86.13, "AntifakePrompt": 91.59,
-                  "AntifakePrompt + LaMa": 92.60}  # fmt: skip
-CLIPPING = {"prompt tuning": (89.45, 98.06), "adapter": (88.14, 96.33), "fine-tuning": (88.74, 96.29),
-            "linear probing": (86.26, 95.22), "UnivFD (Ojha 2023)": (82.84, 93.05)}  # fmt: skip
+ANTIFAKEPROMPT = {
+    "Wang 2020": 22.08,
+    "DE-FAKE": 59.22,
+    "DIRE": 18.14,
+    "InstructBLIP zero-shot": 42.09,
+    "InstructBLIP + LoRA": 86.13,
+    "AntifakePrompt": 91.59,
+    "AntifakePrompt + LaMa": 92.60,
+}
+CLIPPING = {
+    "prompt tuning": (89.45, 98.06),
+    "adapter": (88.14, 96.33),
+    "fine-tuning": (88.74, 96.29),
+    "linear probing": (86.26, 95.22),
+    "UnivFD (Ojha 2023)": (82.84, 93.05),
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +51,30 @@ def run_folder(tmp_path):
         for generator, n in (("real", 40), *((s, 20) for s in sets)):
             for i in range(n):
                 fake = int(generator != "real")
-                records.append({"path": f"{generator}/{i}.png", "label": fake, "generator": generator,
-                                "kind": "text-to-image" if fake else "real", "split": "test",
-                                "source": f"photo{i}", "perturbation": "none", "detector": "linear-probe",
-                                "seen": int(generator == sets[0]), "threshold": 0.5,
-                                "score": np.clip(rng.normal(0.4 + 0.2 * fake, 0.2), 0, 1)})  # fmt: skip
+                records.append(
+                    {
+                        "path": f"{generator}/{i}.png",
+                        "label": fake,
+                        "generator": generator,
+                        "kind": "text-to-image" if fake else "real",
+                        "split": "test",
+                        "source": f"photo{i}",
+                        "perturbation": "none",
+                        "detector": "linear-probe",
+                        "seen": int(generator == sets[0]),
+                        "threshold": 0.5,
+                        "score": np.clip(rng.normal(0.4 + 0.2 * fake, 0.2), 0, 1),
+                    }
+                )
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         pd.DataFrame(records).reindex(columns=SCORE_COLUMNS).to_csv(folder / "scores.csv", index=False)
-        config = {"detector": "linear-probe", "config": {"backbone": backbone}, "n_trainable": 769,
-                  "generators": [sets[0]]}  # fmt: skip
+        config = {
+            "detector": "linear-probe",
+            "config": {"backbone": backbone},
+            "n_trainable": 769,
+            "generators": [sets[0]],
+        }
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "environment.json").write_text(json.dumps({"n_train": 80}))
         return folder.parent
@@ -97,13 +124,17 @@ def test_the_choice_of_mean_changes_the_headline(antifakeprompt):
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
-    [("96.87", "196.87", "line 2: accuracy is 196.87"), ("96.87", "", "line 2: accuracy is nan"),
-     (",Flickr,", ",MS COCO,", "is there twice"), ("test_set", "tset", "columns missing: test_set")],
-)  # fmt: skip
+    [
+        ("96.87", "196.87", "line 2: accuracy is 196.87"),
+        ("96.87", "", "line 2: accuracy is nan"),
+        (",Flickr,", ",MS COCO,", "is there twice"),
+        ("test_set", "tset", "columns missing: test_set"),
+    ],
+)
 def test_a_damaged_table_is_named(tmp_path, old, new, message):
     text = (published.FOLDER / "antifakeprompt.csv").read_text()
     (tmp_path / "antifakeprompt.csv").write_text(text.replace(old, new, 1))
-    with pytest.raises(published.PublishedError, match=message):
+    with pytest.raises(DataError, match=message):
         published.antifakeprompt(tmp_path)
 
 
@@ -113,8 +144,11 @@ def test_own_sets_count_both_classes_the_same(run_folder):
     table = pd.read_csv(next(folder.glob("*/scores.csv")))
     twice = table[table["label"] == 1].assign(path=lambda rows: "again/" + rows["path"])
     results = evaluate(pd.concat([table, twice]), n_boot=0)
-    for metric, column in (("accuracy", "accuracy"), ("ap", "average_precision"),
-                           ("fake_accuracy", "accuracy_one_class")):  # fmt: skip
+    for metric, column in (
+        ("accuracy", "accuracy"),
+        ("ap", "average_precision"),
+        ("fake_accuracy", "accuracy_one_class"),
+    ):
         expected = results[results["metric"] == metric].set_index("group")["value"]
         for name in ("SD2", "sd-xl", "mine"):
             assert own.at[name, column] == pytest.approx(100 * expected[name])
@@ -136,7 +170,7 @@ def test_own_runs_stand_beside_and_are_marked(run_folder, antifakeprompt, rows):
 
 
 def test_no_scores_is_an_error(tmp_path):
-    with pytest.raises(published.PublishedError, match="no scores in"):
+    with pytest.raises(DataError, match="no scores in"):
         published.own_runs(tmp_path)
 
 
@@ -166,17 +200,15 @@ def test_figures_carry_the_means_they_print(antifakeprompt, rows, run_folder, wi
     own = published.own_runs(run_folder()) if with_own else None
     table = published.beside(antifakeprompt, own)
     main = published.beside(published.main_table(rows), own)
-    _, cells = published_figures.heat_map(table)
+    _, cells = papers.heat_map(table)
     means = cells[cells["test_set"] == "mean"].set_index("method")["percent"]
     assert means[list(ANTIFAKEPROMPT)].to_dict() == pytest.approx(ANTIFAKEPROMPT, abs=0.01)
-    assert published_figures.parameters(table)[1].set_index("method")["accuracy"].to_dict() == means.to_dict()
-    _, sizes = published_figures.curves(
-        published.beside(published.training_size(rows), own), "n_train_images"
-    )
+    assert papers.parameters(table)[1].set_index("method")["accuracy"].to_dict() == means.to_dict()
+    _, sizes = papers.mean_curves(published.beside(published.training_size(rows), own), "n_train_images")
     largest = sizes[sizes["n_train_images"] == 200_000].set_index("method")["accuracy"]
     assert largest.to_dict() == pytest.approx({m: CLIPPING[m][0] for m in largest.index}, abs=0.01)
-    fig, points = published_figures.accuracy_against_ap(main)
+    fig, points = papers.accuracy_against_ap(main)
     assert len(points) == len(main) and len(fig.axes) == 8
-    fig, _ = published_figures.mean_and_worst({"AntifakePrompt": table, "CLIPping the Deception": main})
+    fig, _ = papers.mean_and_worst({"AntifakePrompt": table, "CLIPping the Deception": main})
     labels = [text.get_text() for ax in fig.axes for text in ax.get_yticklabels()]
     assert ("own: linear-probe" in labels) == with_own

@@ -11,11 +11,14 @@ import pandas as pd
 import pytest
 from benchmarks import bench_outside
 
-from afp import demo, detectors, metrics, runs
-from afp.manifest import read_manifest
+from afp import detectors
+from afp.data.manifest import read_manifest
+from afp.demo import benchmark
 from afp.paths import ROOT
-from afp.robustness import robustness_table
-from afp.tables import comparison_table, to_markdown
+from afp.results import metrics, runs
+from afp.results.scores import read_scores
+from afp.results.tables import comparison_table, to_markdown
+from afp.studies.robustness import robustness_table
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = sorted((ROOT / "data" / "results").glob("*.csv.gz"))
@@ -23,7 +26,7 @@ RESULTS = sorted((ROOT / "data" / "results").glob("*.csv.gz"))
 
 @pytest.fixture(scope="module")
 def results() -> pd.DataFrame:
-    return metrics.evaluate(pd.concat([runs.read_scores(f) for f in RESULTS], ignore_index=True))
+    return metrics.evaluate(pd.concat([read_scores(f) for f in RESULTS], ignore_index=True))
 
 
 def test_every_number_of_the_results_table_is_recomputed_from_the_scores(results):
@@ -33,20 +36,20 @@ def test_every_number_of_the_results_table_is_recomputed_from_the_scores(results
 
 def test_every_number_of_the_robustness_table_is_recomputed_from_the_scores():
     shown = re.search(r"<!-- robustness -->\n(.*?)\n<!-- /robustness -->", README, re.S)[1]
-    scores = runs.read_scores(ROOT / "data" / "robustness.csv.gz")
+    scores = read_scores(ROOT / "data" / "robustness.csv.gz")
     assert shown.strip() == to_markdown(robustness_table(metrics.evaluate(scores))).strip()
 
 
 def test_every_number_of_the_outside_table_is_recomputed_from_the_scores():
     shown = re.search(r"<!-- outside -->\n(.*?)\n<!-- /outside -->", README, re.S)[1]
-    scores = runs.read_scores(ROOT / "data" / "outside.csv.gz")
+    scores = read_scores(ROOT / "data" / "outside.csv.gz")
     assert shown.strip() == to_markdown(bench_outside.table(scores)).strip()
 
 
 def test_the_committed_scores_are_of_the_demo_and_held_out_by_photograph(demo_manifest):
     frame = read_manifest(demo_manifest)
     for file in RESULTS:
-        scores = runs.read_scores(file)
+        scores = read_scores(file)
         assert sorted(scores["path"]) == sorted(frame["path"]), file.name
         assert (scores.groupby("source")["fold"].nunique() == 1).all(), file.name
         assert scores["score"].notna().all(), file.name
@@ -55,11 +58,11 @@ def test_the_committed_scores_are_of_the_demo_and_held_out_by_photograph(demo_ma
 @pytest.mark.parametrize("name", ["spectrum", "metadata"])
 def test_a_fresh_fit_gives_the_results_of_the_table(name, results, demo_manifest, tmp_path):
     folder = runs.cross_fit(name, read_manifest(demo_manifest), tmp_path / name, progress=False)
-    fresh = metrics.evaluate(runs.read_scores(folder / "scores.csv"), n_boot=1)
+    fresh = metrics.evaluate(read_scores(folder / "scores.csv"), n_boot=1)
     committed = results[results["detector"] == name]
     key = ["group", "kind", "against", "metric"]
     both = fresh.merge(committed, on=key, suffixes=("", "_committed"))
-    auc = both[(both["metric"] == "auc") & ~both["kind"].isin(demo.WILD)]
+    auc = both[(both["metric"] == "auc") & ~both["kind"].isin(benchmark.WILD)]
     # Networks round differently between processors, hence not to the last digit.
     assert len(auc) > 10
     assert (auc["value"] - auc["value_committed"]).abs().max() < 0.03
@@ -68,7 +71,7 @@ def test_a_fresh_fit_gives_the_results_of_the_table(name, results, demo_manifest
 @pytest.mark.parametrize("name", ["linear-probe", "clip-zero-shot", "vlm-zero-shot"])
 def test_a_fresh_score_is_that_of_the_table(name, few_manifest, demo_frame):
     frame = read_manifest(few_manifest)
-    committed = runs.read_scores(ROOT / "data" / "results" / f"{name}.csv.gz")
+    committed = read_scores(ROOT / "data" / "results" / f"{name}.csv.gz")
     if name == "linear-probe":
         detector = detectors.load(ROOT / "data" / "results" / name)  # the table's first fold
         committed = committed[committed["fold"] == 0]

@@ -12,11 +12,14 @@ from PIL import Image, ImageDraw
 from test_attacks import tiny  # noqa: F401
 from typer.testing import CliRunner
 
-from afp import detectors, report, runs
-from afp.cautions import cautions, jpeg_quality
+from afp import detectors
 from afp.cli import app
-from afp.images import Normalisation
-from afp.manifest import from_files
+from afp.data.manifest import from_files
+from afp.data.preprocess import Normalisation
+from afp.figures import report
+from afp.results import runs, verdict
+from afp.results.scores import read_scores, score_to_csv
+from afp.results.verdict import cautions, jpeg_quality
 
 NASTY = "<img src=x onerror=alert(1)>'\"&.png"
 
@@ -36,14 +39,14 @@ def images(tmp_path_factory):
 
 
 def test_a_run_keeps_the_validation_scores_that_its_threshold_came_from(run, small_frame):
-    kept = runs.read_scores(run / "validation.csv")
+    kept = read_scores(run / "validation.csv")
     validation = small_frame[small_frame["split"] == "validation"]
     assert kept["sha256"].tolist() == validation["sha256"].tolist()
     np.testing.assert_allclose(kept["score"], detectors.load(run).score(validation))
 
 
 def test_the_standing_of_a_score_is_a_count_of_validation_images(run):
-    kept, standing = runs.read_scores(run / "validation.csv"), report.Standing.of(run)
+    kept, standing = read_scores(run / "validation.csv"), verdict.Standing.of(run)
     real, fake = (kept.loc[kept["label"] == k, "score"] for k in (0, 1))
     for score in (0.0, float(real.iloc[0]), float(fake.iloc[0]), 1.0):
         counts = list(map(int, re.findall(r"\d+", standing.among(score))))
@@ -55,7 +58,7 @@ def test_the_standing_of_a_score_is_a_count_of_validation_images(run):
 
 def test_a_run_without_validation_scores_says_so(run, tmp_path):
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
-    standing = report.Standing.of(tmp_path)
+    standing = verdict.Standing.of(tmp_path)
     assert "no validation scores" in standing.among(0.5) and "no validation scores" in standing.about()[1]
 
 
@@ -98,15 +101,21 @@ def test_the_jpeg_quality_is_read_from_the_tables(quality, tmp_path):
 
 def test_the_page_stands_alone_and_escapes_names(run, images, tmp_path):
     frame = from_files(sorted(images.iterdir()))
-    table = runs.score_to_csv(run, frame, tmp_path / "s.csv", progress=False)
+    table = score_to_csv(run, frame, tmp_path / "s.csv", progress=False)
     text = report.write_html(table, frame, run, tmp_path / "deep" / "report.html").read_text(encoding="utf-8")
     page = BeautifulSoup(text, "html.parser")
     assert not re.search(r"//\w", re.sub(r"data:[^\"]*", "", text))
     pictures = [i["src"][:23] for i in page.find_all("img")]
-    assert pictures == ["data:image/jpeg;base64,"] * 2 and "Beside each picture" not in text  # no maps: no patches
+    assert (
+        pictures == ["data:image/jpeg;base64,"] * 2 and "Beside each picture" not in text
+    )  # no maps: no patches
     assert not page.find(onerror=True)
     rows = [[cell.get_text() for cell in row.find_all("td")] for row in page.select("tbody tr")]
-    assert any(NASTY in row[1] for row in rows) and rows[-1][2] == "error" and "content is none of" in rows[-1][3]
+    assert (
+        any(NASTY in row[1] for row in rows)
+        and rows[-1][2] == "error"
+        and "content is none of" in rows[-1][3]
+    )
     good = table[table["error"] == ""].sort_values("score", ascending=False)
     assert [row[3][:5] for row in rows[:2]] == [f"{score:.3f}" for score in good["score"]]
 
@@ -122,7 +131,9 @@ def test_the_page_shows_where_a_tower_looks_in_the_highest_scores(tiny, small_fr
         assert not page.find(onerror=True) and not re.search(r"//\w", re.sub(r"data:[^\"]*", "", text))
         shown = [[i["alt"] for i in row.find_all("img")] for row in page.select("tbody tr")]
         assert shown == [*[["", "relevance map"]] * n_maps, *[[""]] * (2 - n_maps), []]
-        assert ("Beside each picture" in text) == (n_maps > 0) and ("of the 1 highest" in text) == (n_maps == 1)
+        assert ("Beside each picture" in text) == (n_maps > 0) and ("of the 1 highest" in text) == (
+            n_maps == 1
+        )
 
 
 def test_score_explains_its_answer_and_writes_the_page(run, images, tmp_path):

@@ -6,10 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from afp import detectors, metrics, robustness, robustness_figures, runs
-from afp.detectors import DetectorError
-from afp.manifest import ManifestError, use_fold
-from afp.plots import look
+from afp import detectors
+from afp.data import splits
+from afp.data.splits import use_fold
+from afp.errors import DataError, ModelError
+from afp.figures import perturbations
+from afp.figures.style import series_style
+from afp.results import metrics, runs
+from afp.results.scores import read_scores
+from afp.studies import robustness
 
 KEY = ["path", "perturbation"]
 
@@ -22,11 +27,22 @@ def made_up(shift: dict[str, float], noise: dict[str, float]) -> pd.DataFrame:
         for photo in range(30):
             for label, generator in ((0, "real"), (1, "net")):
                 score = 0.3 + 0.4 * label + rng.normal(0, 0.05) + shift[spec] + rng.normal(0, noise[spec])
-                rows.append({"path": f"{generator}/{photo}", "label": label, "generator": generator,
-                             "kind": "super-resolution" if label else "real", "source": str(photo), "seen": 0,
-                             "perturbation": spec, "detector": "probe", "error": "",
-                             "threshold": 0.5, "threshold_anew": 0.5 + shift[spec],
-                             "score": float(np.clip(score, 0, 1))})  # fmt: skip
+                rows.append(
+                    {
+                        "path": f"{generator}/{photo}",
+                        "label": label,
+                        "generator": generator,
+                        "kind": "super-resolution" if label else "real",
+                        "source": str(photo),
+                        "seen": 0,
+                        "perturbation": spec,
+                        "detector": "probe",
+                        "error": "",
+                        "threshold": 0.5,
+                        "threshold_anew": 0.5 + shift[spec],
+                        "score": float(np.clip(score, 0, 1)),
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -42,7 +58,9 @@ def test_a_shift_costs_accuracy_and_not_ranking_and_a_new_threshold_mends_it():
 
 
 def test_the_table_holds_the_metrics_of_the_scores():
-    scores = made_up({"blur:2": 0, "none": 0, "jpeg:50": -0.25}, dict.fromkeys(("none", "jpeg:50", "blur:2"), 0.2))
+    scores = made_up(
+        {"blur:2": 0, "none": 0, "jpeg:50": -0.25}, dict.fromkeys(("none", "jpeg:50", "blur:2"), 0.2)
+    )
     results = metrics.evaluate(scores, n_boot=50)
     table = robustness.robustness_table(results)
     assert list(table.columns) == ["detector", "metric", "clean", "JPEG 50", "blur 2"]
@@ -55,14 +73,14 @@ def test_figures_plot_the_numbers_that_they_are_given():
     specs = ("none", "jpeg:50", "jpeg:75", "blur:2", "rescale:0.5+jpeg:75")
     scores = made_up(dict.fromkeys(specs, 0), dict.fromkeys(specs, 0.2))
     results = metrics.evaluate(scores, n_boot=20)
-    fig, table = robustness_figures.curves(results, "jpeg", ["auc", "accuracy_val"])
+    fig, table = perturbations.strength_curves(results, "jpeg", ["auc", "accuracy_val"])
     line = fig.axes[0].lines[0].get_ydata()
     auc = table[table["metric"] == "auc"].set_index("perturbation")["value"]
     np.testing.assert_array_equal(line, auc[["none", "jpeg:75", "jpeg:50"]])
     with pytest.raises(ValueError, match="family 'webp'"):
-        robustness_figures.curves(results, "webp")
+        perturbations.strength_curves(results, "webp")
     found = robustness.losses(scores, n_boot=20)
-    fig, _ = robustness_figures.loss_bars(found, ["AUC"], "loss", "lost")
+    fig, _ = perturbations.loss_bars(found, ["AUC"], "loss", "lost")
     shown = [text.get_text() for text in fig.axes[0].get_yticklabels()]
     assert shown == ["JPEG 75", "JPEG 50", "blur 2", "rescale 0.5 + JPEG 75"]
 
@@ -77,7 +95,7 @@ def test_each_image_is_scored_by_the_fold_that_never_saw_its_photograph(cross_fi
     assert not scores.duplicated(KEY).any()
     assert set(scores["perturbation"]) == {"none", "jpeg:30", "blur:2"}
     clean = scores[scores["perturbation"] == "none"].set_index("path")["score"]
-    before = runs.read_scores(cross_fitted / "scores.csv").set_index("path")["score"]
+    before = read_scores(cross_fitted / "scores.csv").set_index("path")["score"]
     pd.testing.assert_series_equal(clean.sort_index(), before.sort_index(), check_exact=True)
     changed = scores[scores["perturbation"] == "blur:2"].set_index("path")["score"]
     assert (changed - clean).abs().max() > 1e-3
@@ -90,12 +108,16 @@ def test_each_image_is_scored_by_the_fold_that_never_saw_its_photograph(cross_fi
 
 def test_more_generators_than_colours_can_be_drawn():
     scores = made_up({"none": 0, "jpeg:50": 0}, {"none": 0.1, "jpeg:50": 0.2})
-    nets = [scores[scores["label"] == 1].assign(generator=f"net {i}", path=lambda df: df["path"] + df["generator"])
-            for i in range(21)]  # fmt: skip
+    nets = [
+        scores[scores["label"] == 1].assign(
+            generator=f"net {i}", path=lambda df: df["path"] + df["generator"]
+        )
+        for i in range(21)
+    ]
     results = metrics.evaluate(pd.concat([scores[scores["label"] == 0], *nets]), n_boot=2)
-    fig, table = robustness_figures.curves(results, "jpeg", ["auc"])
+    fig, table = perturbations.strength_curves(results, "jpeg", ["auc"])
     assert table["group"].nunique() == 21
-    assert len({look(k) for k in range(21)}) == 21
+    assert len({series_style(k) for k in range(21)}) == 21
     assert len(fig.axes[0].lines) == 21 + 1
 
 
@@ -103,19 +125,19 @@ def test_bad_settings_are_refused_before_any_work(small_frame, tmp_path):
     for bad in ("jpeg:0", "blur:-1", "sharpen:2"):
         with pytest.raises(ValueError, match=bad.split(":")[0]):
             robustness.score_folds(tmp_path, small_frame, [bad])
-    with pytest.raises(ManifestError, match="tiles per photograph: 0"):
-        robustness.few_tiles(small_frame, 0)
-    with pytest.raises(ManifestError, match="kinds"):
-        robustness.few_tiles(small_frame, 1, ["no such kind"])
+    with pytest.raises(DataError, match="tiles per photograph: 0"):
+        splits.few_tiles(small_frame, 0)
+    with pytest.raises(DataError, match="kinds"):
+        splits.few_tiles(small_frame, 1, ["no such kind"])
     for bad in ("jpeg:75", ["jpeg:101"], ["none"]):
         with pytest.raises(ValueError, match=r"augment|jpeg:101"):
             detectors.create("linear-probe", augment=bad)
-    with pytest.raises(DetectorError, match="no run here"):
+    with pytest.raises(ModelError, match="no run here"):
         robustness.score_folds(tmp_path, small_frame, "jpeg:50", progress=False)
 
 
 def test_few_tiles_keeps_every_photograph(demo_frame):
-    few = robustness.few_tiles(demo_frame, 2, ["super-resolution"])
+    few = splits.few_tiles(demo_frame, 2, ["super-resolution"])
     counts = few.groupby(["generator", "source"]).size()
     assert set(counts) == {2}
     assert few["source"].nunique() == demo_frame.loc[demo_frame["label"] == 0, "source"].nunique()

@@ -17,12 +17,16 @@ from conftest import picture, smoothed
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from afp import detectors, metrics, runs
-from afp.detectors import Detector, DetectorError
-from afp.images import list_images
-from afp.manifest import from_files, read_manifest, use_fold
+from afp import detectors
+from afp.data.images import list_images
+from afp.data.manifest import from_files, read_manifest
+from afp.data.splits import use_fold
+from afp.detectors.base import Detector
+from afp.errors import DataError, ModelError
 from afp.paths import ROOT
-from afp.tables import held_out_table
+from afp.results import metrics, runs
+from afp.results.scores import SCORE_COLUMNS, read_scores, score_frame, score_to_csv
+from afp.results.tables import held_out_table
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ def crossed(small_frame, tmp_path_factory) -> Path:
 
 
 def score(run: Path, frame: pd.DataFrame, out: Path, **options) -> bytes:
-    runs.score_to_csv(run, frame, out, progress=False, **options)
+    score_to_csv(run, frame, out, progress=False, **options)
     return out.read_bytes()
 
 
@@ -56,7 +60,7 @@ def test_the_same_fit_is_found_and_another_is_refused(run, small_frame, monkeypa
     monkeypatch.setattr(Detector, "fit", None)
     assert runs.fit_run("spectrum", small_frame, run) == run
     for options in ({"name": "metadata"}, {"name": "spectrum", "fold": 1}):
-        with pytest.raises(DetectorError, match="holds another run"):
+        with pytest.raises(DataError, match="holds another run"):
             runs.fit_run(**options, frame=small_frame, out=run)
 
 
@@ -98,14 +102,14 @@ def test_a_generator_can_be_left_out_and_an_unknown_one_is_named(small_frame, tm
     seen = small_frame.assign(split=use_fold(small_frame.assign(split="train"), 0)["split"])
     folder = runs.fit_run("spectrum", seen, tmp_path / "r", without=["half"], progress=False)
     assert json.loads((folder / "config.json").read_text())["generators"] == ["half-twice"]
-    with pytest.raises(DetectorError, match="no generator 'halff'"):
+    with pytest.raises(DataError, match="no generator 'halff'"):
         runs.fit_run("spectrum", small_frame, without=["halff"])
 
 
 def test_an_empty_or_one_class_split_is_refused(small_frame):
-    with pytest.raises(DetectorError, match=r"train: labels \[\] in 0 images"):
+    with pytest.raises(ModelError, match=r"train: labels \[\] in 0 images"):
         runs.fit_run("spectrum", small_frame.assign(split="test"))
-    with pytest.raises(DetectorError, match=r"train: labels \[0\]"):
+    with pytest.raises(ModelError, match=r"train: labels \[0\]"):
         runs.fit_run("spectrum", small_frame, without=["half"])
 
 
@@ -113,8 +117,8 @@ def test_an_empty_or_one_class_split_is_refused(small_frame):
 
 
 def test_scores_of_a_manifest_carry_its_columns(run, small_frame, tmp_path):
-    table = runs.score_to_csv(run, small_frame, tmp_path / "s.csv", progress=False)
-    assert list(table.columns) == runs.SCORE_COLUMNS
+    table = score_to_csv(run, small_frame, tmp_path / "s.csv", progress=False)
+    assert list(table.columns) == SCORE_COLUMNS
     shared = ["path", "sha256", "label", "generator", "kind", "split", "source"]
     for column in shared:
         assert table[column].tolist() == small_frame[column].tolist(), column
@@ -126,8 +130,8 @@ def test_scores_of_a_manifest_carry_its_columns(run, small_frame, tmp_path):
 
 
 def test_scores_survive_the_file_to_the_last_digit(run, small_frame, tmp_path):
-    in_memory = runs.score_frame(detectors.load(run), small_frame, run="spectrum", progress=False)
-    from_file = runs.score_to_csv(run, small_frame, tmp_path / "s.csv", progress=False)
+    in_memory = score_frame(detectors.load(run), small_frame, run="spectrum", progress=False)
+    from_file = score_to_csv(run, small_frame, tmp_path / "s.csv", progress=False)
     assert in_memory["score"].tolist() == from_file["score"].tolist()
 
 
@@ -137,12 +141,19 @@ def test_names_that_look_like_missing_values_survive(run, tmp_path):
     frame = from_files(sorted(tmp_path.iterdir())).assign(
         label=[0, 1], generator=["nan", "None"], kind="NULL", split="test", source=["NA", "null"]
     )
-    table = runs.score_to_csv(run, frame, tmp_path / "s.csv", progress=False)
+    table = score_to_csv(run, frame, tmp_path / "s.csv", progress=False)
     for column in ("generator", "kind", "source"):
         assert table[column].tolist() == frame[column].tolist()
 
 
-AWKWARD = ['a,"b"\n.png', "ä 図.png", "two\nlines\r\n.png", "'; --.png", '"".png', os.fsdecode(b"caf\xe9.png")]
+AWKWARD = [
+    'a,"b"\n.png',
+    "ä 図.png",
+    "two\nlines\r\n.png",
+    "'; --.png",
+    '"".png',
+    os.fsdecode(b"caf\xe9.png"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +167,7 @@ def awkward(tmp_path_factory) -> pd.DataFrame:
 
 
 def test_a_table_cut_anywhere_is_completed_to_the_same_bytes(run, awkward, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "CHUNK", 2)
+    monkeypatch.setattr("afp.results.scores.CHUNK", 2)
     out = tmp_path / "s.csv"
     whole = score(run, awkward, out)
     with out.open(newline="", encoding="utf-8") as stream:
@@ -203,9 +214,9 @@ def test_a_finished_table_is_not_computed_again(run, small_frame, tmp_path, monk
 
 def test_a_file_that_changed_is_scored_again(run, tmp_path):
     picture(0).save(tmp_path / "a.png")
-    first = runs.score_to_csv(run, from_files([tmp_path / "a.png"]), tmp_path / "s.csv", progress=False)
+    first = score_to_csv(run, from_files([tmp_path / "a.png"]), tmp_path / "s.csv", progress=False)
     picture(1).save(tmp_path / "a.png")
-    second = runs.score_to_csv(run, from_files([tmp_path / "a.png"]), tmp_path / "s.csv", progress=False)
+    second = score_to_csv(run, from_files([tmp_path / "a.png"]), tmp_path / "s.csv", progress=False)
     assert len(second) == 1 and second["score"][0] != first["score"][0]
 
 
@@ -213,15 +224,15 @@ def test_scores_of_other_images_in_the_table_are_kept(run, small_frame, tmp_path
     first, second = small_frame.iloc[:3], small_frame.iloc[3:5]
     out = tmp_path / "s.csv"
     score(run, first, out)
-    returned = runs.score_to_csv(run, second, out, progress=False)
+    returned = score_to_csv(run, second, out, progress=False)
     assert returned["path"].tolist() == second["path"].tolist()
-    assert sorted(runs.read_scores(out)["path"]) == sorted([*first["path"], *second["path"]])
+    assert sorted(read_scores(out)["path"]) == sorted([*first["path"], *second["path"]])
 
 
 def test_perturbations_share_a_table(run, small_frame, tmp_path):
     plain = score(run, small_frame, tmp_path / "s.csv")
-    runs.score_to_csv(run, small_frame, tmp_path / "s.csv", perturbation="blur:1", progress=False)
-    table = runs.read_scores(tmp_path / "s.csv")
+    score_to_csv(run, small_frame, tmp_path / "s.csv", perturbation="blur:1", progress=False)
+    table = read_scores(tmp_path / "s.csv")
     assert table["perturbation"].value_counts().to_dict() == {"none": 36, "blur:1": 36}
     assert (tmp_path / "s.csv").read_bytes().startswith(plain)
     a, b = (part["score"].to_numpy() for _, part in table.groupby("perturbation", sort=False))
@@ -231,7 +242,7 @@ def test_perturbations_share_a_table(run, small_frame, tmp_path):
 def test_the_scores_of_another_run_are_not_mixed_in(run, small_frame, tmp_path):
     other = runs.fit_run("metadata", small_frame, tmp_path / "metadata", progress=False)
     before = score(other, small_frame, tmp_path / "s.csv")
-    with pytest.raises(DetectorError, match=r"s\.csv: holds scores of run metadata, not of spectrum"):
+    with pytest.raises(DataError, match=r"s\.csv: holds scores of run metadata, not of spectrum"):
         score(run, small_frame, tmp_path / "s.csv")
     assert (tmp_path / "s.csv").read_bytes() == before
 
@@ -239,17 +250,17 @@ def test_the_scores_of_another_run_are_not_mixed_in(run, small_frame, tmp_path):
 @pytest.mark.parametrize("content", [b"my,notes\n1,2\n", b"\xff\xfe\x00", b"path,label\n"])
 def test_a_file_that_is_no_scores_table_is_left_alone(run, small_frame, tmp_path, content):
     (tmp_path / "s.csv").write_bytes(content)
-    with pytest.raises(DetectorError, match=r"s\.csv: not a scores table"):
+    with pytest.raises(DataError, match=r"s\.csv: not a scores table"):
         score(run, small_frame, tmp_path / "s.csv")
     assert (tmp_path / "s.csv").read_bytes() == content
 
 
 def test_an_unreadable_scores_table_is_named(tmp_path):
-    with pytest.raises(DetectorError, match="no such scores table"):
-        runs.read_scores(tmp_path / "none.csv")
+    with pytest.raises(DataError, match="no such scores table"):
+        read_scores(tmp_path / "none.csv")
     (tmp_path / "s.csv").write_text("path,score\na,1\n")
-    with pytest.raises(DetectorError, match="columns missing: sha256, label"):
-        runs.read_scores(tmp_path / "s.csv")
+    with pytest.raises(DataError, match="columns missing: sha256, label"):
+        read_scores(tmp_path / "s.csv")
 
 
 def broken_files(folder: Path) -> int:
@@ -291,7 +302,7 @@ def test_a_folder_of_broken_files_gives_a_row_each(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "open", refuse)
     files, skipped = list_images(tmp_path / "mixed")
-    table = runs.score_to_csv(run, from_files(files), tmp_path / "s.csv", progress=False)
+    table = score_to_csv(run, from_files(files), tmp_path / "s.csv", progress=False)
     assert (len(table), skipped) == (expected, 1)
     good = table[table["error"] == ""]
     assert sorted(Path(p).name for p in good["path"]) == ["good.JPG", "good.png", "inside.png"]
@@ -306,7 +317,7 @@ def test_a_folder_of_broken_files_gives_a_row_each(run, tmp_path, monkeypatch):
 
 
 def test_every_photo_is_scored_once_by_a_detector_that_never_saw_it(crossed, small_frame):
-    scores = runs.read_scores(crossed / "scores.csv")
+    scores = read_scores(crossed / "scores.csv")
     expected = [
         row.path for k in range(5) for row in use_fold(small_frame, k).itertuples() if row.split == "test"
     ]
@@ -357,7 +368,7 @@ def test_an_interrupted_cross_fit_goes_on(crossed, small_frame, tmp_path, monkey
 
 
 def test_the_table_is_a_function_of_the_scores(crossed):
-    scores = runs.read_scores(crossed / "scores.csv")
+    scores = read_scores(crossed / "scores.csv")
     results = metrics.evaluate(scores, n_boot=50)
     shown = held_out_table(results).set_index("generator")
     for generator in ("half", "half-twice"):
@@ -387,7 +398,7 @@ def test_the_default_run_is_what_its_command_makes(demo_frame, tmp_path):
 
 def test_the_default_run_scores_as_it_did_when_it_was_fitted(demo_frame):
     folder = runs.default_run()
-    kept = runs.read_scores(folder / "validation.csv").groupby("generator").head(4)
+    kept = read_scores(folder / "validation.csv").groupby("generator").head(4)
     found = demo_frame.merge(kept[["path", "score"]], on="path")
     assert len(found) == 12 and folder.parts[-2:] == ("data", "linear-probe")
     # Towers round differently where the processor has bfloat16.

@@ -17,8 +17,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from afp import soft_prompts
-from afp.soft_prompts import SoftPromptError
+from afp.errors import ModelError
+from afp.models import soft_prompts
 
 TEXT = ["is this photo real ?", "a photo of a cat .", "yes no maybe"] * 5
 WIDTH = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -169,15 +169,15 @@ def test_start_values(tmp_path):
 
 def test_wrong_words_are_named(tmp_path):
     tokenizer = wordpiece(tmp_path)
-    with pytest.raises(SoftPromptError, match="'cat' is already in the vocabulary"):
+    with pytest.raises(ModelError, match="'cat' is already in the vocabulary"):
         soft_prompts.add_words(tokenizer, ["cat"])
-    with pytest.raises(SoftPromptError, match="0, expected at least 1"):
+    with pytest.raises(ModelError, match="0, expected at least 1"):
         soft_prompts.pseudo_words(0)
-    with pytest.raises(SoftPromptError, match="zebra"):
+    with pytest.raises(ModelError, match="zebra"):
         soft_prompts.attach(bert(30), tokenizer, ["[*]"], init="zebra")
     soft_prompts.attach(bert(30), tokenizer, ["[*]"]).save_pretrained(tmp_path / "adapter")
     wide = BertModel(BertConfig(vocab_size=30, **(WIDTH | {"hidden_size": 32})))
-    with pytest.raises(SoftPromptError, match="width 32"):
+    with pytest.raises(ModelError, match="width 32"):
         soft_prompts.load(wide, tokenizer, ["[*]"], tmp_path / "adapter")
-    with pytest.raises(SoftPromptError, match="holds rows of tokens"):
+    with pytest.raises(ModelError, match="holds rows of tokens"):
         soft_prompts.load(bert(30), tokenizer, soft_prompts.pseudo_words(2), tmp_path / "adapter")

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from afp import studies
-from afp.manifest import ManifestError, use_fold
+from afp.data.splits import use_fold
+from afp.errors import DataError
+from afp.studies import training_size
 
 
 @pytest.fixture
@@ -23,43 +24,43 @@ def frame():
 
 def test_fewer_draws_photographs_or_tiles(frame):
     train = use_fold(frame, 0).query("split == 'train'")
-    some = studies.fewer(train, 2, None, seed=1)
+    some = training_size.fewer(train, 2, None, seed=1)
     assert some["source"].nunique() == 2 and len(some) == 2 * 3 * 3
-    shots = studies.fewer(train, None, 1, seed=1)
+    shots = training_size.fewer(train, None, 1, seed=1)
     assert (shots.groupby(["source", "generator"]).size() == 1).all()
     assert set(shots["source"]) == set(train["source"])
-    assert set(studies.fewer(train, 2, None, seed=2)["path"]) != set(some["path"])
-    assert sorted(studies.fewer(train, None, None, seed=0)["path"]) == sorted(train["path"])
+    assert set(training_size.fewer(train, 2, None, seed=2)["path"]) != set(some["path"])
+    assert sorted(training_size.fewer(train, None, None, seed=0)["path"]) == sorted(train["path"])
 
 
 def test_fewer_sources_of_unrelated_images_hold_both_classes(frame):
     alone = frame[frame["generator"].isin(["real", "seen"])]
     alone = alone.assign(source=alone["path"])  # each image is its own source
     for seed in range(10):
-        some = studies.fewer(alone, 1, None, seed)
+        some = training_size.fewer(alone, 1, None, seed)
         assert set(some["label"]) == {0, 1} and some["source"].nunique() == 2
 
 
 def test_a_kind_is_checked_before_any_fit(frame):
-    assert studies.check_kind(frame, "GAN") == "GAN" and studies.check_kind(frame, "all") == "all"
-    with pytest.raises(ManifestError, match="kind: 'diffusion', expected one of GAN, all"):
-        studies.check_kind(frame, "diffusion")
-    with pytest.raises(ManifestError, match="all in training"):
-        studies.check_kind(frame[frame["generator"] != "unseen"], "all")
+    assert training_size.check_kind(frame, "GAN") == "GAN" and training_size.check_kind(frame, "all") == "all"
+    with pytest.raises(DataError, match="kind: 'diffusion', expected one of GAN, all"):
+        training_size.check_kind(frame, "diffusion")
+    with pytest.raises(DataError, match="all in training"):
+        training_size.check_kind(frame[frame["generator"] != "unseen"], "all")
 
 
 def test_half_width_is_student_s():
     values = pd.Series([0.7, 0.8, 0.85, 0.9])
     low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
-    assert studies.half_width(values) == pytest.approx((high - low) / 2)
-    assert np.isnan(studies.half_width(values[:1]))
+    assert training_size.half_width(values) == pytest.approx((high - low) / 2)
+    assert np.isnan(training_size.half_width(values[:1]))
 
 
 def test_held_out_takes_one_row_of_the_metrics(frame):
     rng = np.random.default_rng(0)
     scores = frame.assign(score=rng.uniform(size=len(frame)), threshold=0.5, error="", perturbation="none")
     scores = scores.assign(detector="x", seen=(scores["generator"] == "seen").astype(int))
-    one = studies.Attempt(None, scores, 0, 0.0, 0.0)
+    one = training_size.Attempt(None, scores, 0, 0.0, 0.0)
     fake, real = (scores.loc[scores["generator"] == g, "score"].to_numpy() for g in ("unseen", "real"))
     assert one.held_out("GAN") == pytest.approx((fake[:, None] > real).mean())
     with pytest.raises(ValueError, match="0 rows in the metrics"):

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from afp.training import Recipe, TrainingError, train
+from afp.errors import ModelError
+from afp.models.training import Recipe, train
 
 
 class Model(nn.Module):
@@ -101,7 +102,7 @@ def test_resumed_run_equals_uninterrupted(tmp_path, validated):
 
 def test_checkpoint_of_another_recipe_is_refused(tmp_path):
     train(Model(), data(), loss, RECIPE, checkpoint=tmp_path, progress=False)
-    with pytest.raises(TrainingError, match="recipe"):
+    with pytest.raises(ModelError, match="recipe"):
         train(
             Model(),
             data(),
@@ -128,7 +129,7 @@ def test_nan_loss_names_step_and_rate():
     def bad(model, batch):
         return loss(model, batch) * (math.nan if len(batch[0]) == 2 else 1.0)
 
-    with pytest.raises(TrainingError, match=r"nan at step 3 \(epoch 0\), learning rate 0\.05"):
+    with pytest.raises(ModelError, match=r"nan at step 3 \(epoch 0\), learning rate 0\.05"):
         train(
             Model(),
             data(),
@@ -139,7 +140,7 @@ def test_nan_loss_names_step_and_rate():
 
 
 def test_nothing_to_train_is_an_error():
-    with pytest.raises(TrainingError, match="no parameter"):
+    with pytest.raises(ModelError, match="no parameter"):
         train(Model().requires_grad_(False), data(), loss, RECIPE, progress=False)
 
 

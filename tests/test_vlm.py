@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from demo_vlm import llm_tokenizer, qformer_tokenizer
 from peft import PeftModel
 from PIL import Image
 from transformers import (
@@ -14,14 +15,13 @@ from transformers import (
     T5Config,
 )
 
-from afp import soft_prompts
-from afp.demo_vlm import llm_tokenizer, qformer_tokenizer
-from afp.detectors import DetectorError
+from afp.data.manifest import from_files
 from afp.detectors.vlm_lora import VlmLora
-from afp.detectors.vlm_prompt import VlmPrompt, place
+from afp.detectors.vlm_prompt import VlmPrompt, place_pseudo_words
 from afp.detectors.vlm_zero_shot import VlmZeroShot
-from afp.manifest import from_files
-from afp.vlm import VlmError, load_vlm
+from afp.errors import ModelError
+from afp.models import soft_prompts
+from afp.models.instructblip import load_vlm
 
 DETECTORS = {cls.name: cls for cls in (VlmZeroShot, VlmPrompt, VlmLora)}
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -33,9 +33,15 @@ def small_config(llm: str = "llama") -> InstructBlipConfig:
         text = LlamaConfig(vocab_size=len(words), bos_token_id=2, eos_token_id=3, pad_token_id=0, **SMALL)
     else:
         text = T5Config(
-            vocab_size=len(words) + 8, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, eos_token_id=3,
+            vocab_size=len(words) + 8,
+            d_model=16,
+            d_kv=8,
+            d_ff=32,
+            num_layers=1,
+            num_heads=2,
+            eos_token_id=3,
             decoder_start_token_id=0,
-        )  # fmt: skip
+        )
     return InstructBlipConfig(
         vision_config={"image_size": 28, "patch_size": 14, **SMALL},
         qformer_config={"vocab_size": len(q_words), "encoder_hidden_size": 16, **SMALL},
@@ -97,12 +103,18 @@ def tokens_of(vlm, frame) -> torch.Tensor:
 def vicuna(tmp_path_factory):
     """InstructBLIP-Vicuna-7B's dimensions with our small tokenizers: no weights are needed to count."""
     config = InstructBlipConfig(
-        vision_config={}, qformer_config={"vocab_size": 30523, "encoder_hidden_size": 1408},
+        vision_config={},
+        qformer_config={"vocab_size": 30523, "encoder_hidden_size": 1408},
         text_config=LlamaConfig(
-            vocab_size=32001, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+            vocab_size=32001,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
         ).to_dict(),
-        num_query_tokens=32, image_token_index=4,
-    )  # fmt: skip
+        num_query_tokens=32,
+        image_token_index=4,
+    )
     where = tmp_path_factory.mktemp("vicuna")
     config.save_pretrained(where)
     llm_tokenizer().save_pretrained(where)
@@ -140,8 +152,11 @@ def test_same_logits_from_plain_transformers(folder, frame, towers):
     detector = fitted("vlm-prompt", folder, frame, n_vectors=2, towers=towers, lr=0.5)
     plain = load_vlm(folder, dtype="float32")
     for tower, prompt in detector.prompts_.items():
-        words, model = ((plain.qformer_tokenizer, plain.model.qformer) if tower == "qformer" else
-                        (plain.tokenizer, plain.model.language_model))  # fmt: skip
+        words, model = (
+            (plain.qformer_tokenizer, plain.model.qformer)
+            if tower == "qformer"
+            else (plain.tokenizer, plain.model.language_model)
+        )
         ids = soft_prompts.add_words(words, ["[*1]", "[*2]"])
         if model.get_input_embeddings().num_embeddings <= max(ids):
             model.resize_token_embeddings(max(ids) + 1)
@@ -174,8 +189,9 @@ def test_nothing_but_two_rows_changes(folder, frame):
         assert not torch.equal(soft_prompts.vectors(prompt), soft_prompts.vectors(fresh.prompts_[tower]))
 
 
-@pytest.mark.parametrize("name, config", [("vlm-prompt", {"n_vectors": 2}), ("vlm-lora", {}),
-                                          ("vlm-lora", {"tower": "qformer"})])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, config", [("vlm-prompt", {"n_vectors": 2}), ("vlm-lora", {}), ("vlm-lora", {"tower": "qformer"})]
+)
 def test_adapters_load_with_plain_peft(folder, frame, tmp_path, name, config):
     detector = fitted(name, folder, frame, lr=0.1, **config)
     detector.save(tmp_path / "run")
@@ -218,10 +234,10 @@ def test_adapters_load_with_plain_peft(folder, frame, tmp_path, name, config):
     ],
 )
 def test_templates(position, expected):
-    assert place("Is this photo real?", position, ["[*]"]) == expected
-    two = place("Is this photo real?", position, ["[*1]", "[*2]"])
+    assert place_pseudo_words("Is this photo real?", position, ["[*]"]) == expected
+    two = place_pseudo_words("Is this photo real?", position, ["[*1]", "[*2]"])
     assert two == expected.replace("[*]", "[*1] [*2]")
-    assert place("Is [*] here?", position, ["[*]"]) == "Is [*] here?"
+    assert place_pseudo_words("Is [*] here?", position, ["[*]"]) == "Is [*] here?"
 
 
 def test_scores_do_not_depend_on_padding_order_or_batch(folder, frame):
@@ -264,7 +280,9 @@ def test_queries_are_what_the_q_former_gives_while_an_image_is_scored(folder, fr
     found = {}
     for detector in (plain, tuned):
         seen = []
-        hook = detector.vlm_.model.qformer.register_forward_hook(lambda _m, _i, out, to=seen: to.append(out[0]))
+        hook = detector.vlm_.model.qformer.register_forward_hook(
+            lambda _m, _i, out, to=seen: to.append(out[0])
+        )
         detector.score(frame)
         hook.remove()
         found[detector.name] = detector.queries(frame)
@@ -285,7 +303,7 @@ def test_queries_do_not_depend_on_the_batch(folder, frame):
 
 
 def test_queries_of_an_untrained_word_are_refused(folder, frame):
-    with pytest.raises(DetectorError, match="vlm-prompt is not fitted"):
+    with pytest.raises(ModelError, match="vlm-prompt is not fitted"):
         VlmPrompt(backbone=folder, dtype="float32").queries(frame)
     with pytest.raises(ValueError, match="perturbation"):
         VlmZeroShot(backbone=folder, dtype="float32").queries(frame, "jpge:3")
@@ -296,7 +314,7 @@ def test_queries_of_an_untrained_word_are_refused(folder, frame):
 
 def test_rank_takes_answers_of_several_tokens(folder, frame):
     config = {"answers": ("not painted", "painted"), "backbone": folder, "dtype": "float32"}
-    with pytest.raises(VlmError, match="'not painted' is not exactly one token"):
+    with pytest.raises(ModelError, match="'not painted' is not exactly one token"):
         VlmZeroShot(**config).fit(frame, frame, progress=False)
     scores = VlmZeroShot(**config, answer_scoring="rank").fit(frame, frame, progress=False).score(frame)
     assert ((scores > 0) & (scores < 1)).all()
@@ -326,12 +344,12 @@ def test_wrong_configs_are_named(config, message):
 
 def test_wrong_models_are_named(folder, tmp_path):
     LlamaConfig(**SMALL).save_pretrained(tmp_path / "llama")
-    with pytest.raises(VlmError, match="a llama model, expected instructblip"):
+    with pytest.raises(ModelError, match="a llama model, expected instructblip"):
         load_vlm(str(tmp_path / "llama"))
-    with pytest.raises(VlmError, match=r"cannot load .*nowhere"):
+    with pytest.raises(ModelError, match=r"cannot load .*nowhere"):
         load_vlm(str(tmp_path / "nowhere"))
     if load_vlm(folder).model.config.text_config.model_type == "t5":
-        with pytest.raises(VlmError, match="overflows"):
+        with pytest.raises(ModelError, match="overflows"):
             load_vlm(folder, dtype="float16")
 
 

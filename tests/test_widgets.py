@@ -8,7 +8,8 @@ import ipywidgets
 import pytest
 from PIL import Image
 
-from afp import detectors, widgets
+from afp import detectors
+from afp.figures import widgets
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,10 @@ def test_moving_a_slider_changes_the_picture_and_the_score_as_the_detector_gives
     assert f"{detector.score(image)[0]:.3f}" in answer.value
     before = picture.value
     blur.value, quality.value = 2.0, 20
-    assert f"{detector.score(image, 'blur:2+jpeg:20')[0]:.3f}" in answer.value and "blur:2+jpeg:20" in answer.value
+    assert (
+        f"{detector.score(image, 'blur:2+jpeg:20')[0]:.3f}" in answer.value
+        and "blur:2+jpeg:20" in answer.value
+    )
     assert picture.value != before and Image.open(io.BytesIO(picture.value)).size == (256, 256)
 
 

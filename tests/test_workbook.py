@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
 from afp import cli, workbook
-from afp.workbook import WorkbookError
+from afp.errors import AfpError
 
 TAG = {"tags": ["parameters"]}
 PARAMETERS = "n: int = 3  # how many\nname: str = 'x'  # whose # one\n\n# a comment\nrate: float = 0.5"
@@ -46,9 +46,9 @@ def test_a_notebook_without_one_parameters_cell_is_refused(tmp_path):
     notebook = nbformat.read(path, as_version=4)
     for cells, count in ((notebook.cells[:1], 0), ([*notebook.cells, notebook.cells[1]], 2)):
         nbformat.write(new_notebook(cells=[c.copy() for c in cells]), tmp_path / "m.ipynb")
-        with pytest.raises(WorkbookError, match=rf"m\.ipynb: {count} cells tagged 'parameters', expected 1"):
+        with pytest.raises(AfpError, match=rf"m\.ipynb: {count} cells tagged 'parameters', expected 1"):
             workbook.parameters(tmp_path / "m.ipynb")
-    with pytest.raises(WorkbookError, match=r"parameter line .print"):
+    with pytest.raises(AfpError, match=r"parameter line .print"):
         workbook.parameters(write(tmp_path, parameters="n = 3\nprint('x')"))
 
 
@@ -65,15 +65,17 @@ def test_a_run_takes_parameters_with_their_types(tmp_path):
 
 
 def test_a_text_parameter_stays_text_and_a_wrong_number_is_named(tmp_path):
-    path = write(tmp_path, "print([sizes, n])", parameters='sizes: str = "8,16"  # sides\nn: int = 1  # how many')
+    path = write(
+        tmp_path, "print([sizes, n])", parameters='sizes: str = "8,16"  # sides\nn: int = 1  # how many'
+    )
     assert printed(workbook.execute(path, {"sizes": "32", "n": "2"}, tmp_path / "out")).strip() == "['32', 2]"
-    with pytest.raises(WorkbookError, match="parameter n is 'many', expected int"):
+    with pytest.raises(AfpError, match="parameter n is 'many', expected int"):
         workbook.execute(path, {"n": "many"}, tmp_path / "out")
 
 
 def test_an_unknown_parameter_runs_nothing(tmp_path):
     path = write(tmp_path, f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(WorkbookError, match="no parameter 'm', expected n, name, rate"):
+    with pytest.raises(AfpError, match="no parameter 'm', expected n, name, rate"):
         workbook.execute(path, {"m": "1"}, tmp_path / "out")
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
 
@@ -87,7 +89,7 @@ def test_a_notebook_runs_with_this_python_in_the_notebooks_folder(tmp_path):
 def test_in_place_keeps_the_source_and_takes_no_parameters(tmp_path):
     path = write(tmp_path, "print(n)", "import sys; print('progress', file=sys.stderr)")
     sources = [c.source for c in nbformat.read(path, as_version=4).cells]
-    with pytest.raises(WorkbookError, match="in place"):
+    with pytest.raises(AfpError, match="in place"):
         workbook.execute(path, {"n": "1"})
     assert workbook.execute(path) == path and printed(path) == "3\n"
     notebook = nbformat.read(path, as_version=4)
@@ -118,7 +120,7 @@ def test_a_failed_run_in_place_leaves_the_notebook_and_adds_none(tmp_path, monke
     path = write(tmp_path, "1 / 0")
     before = path.read_bytes()
     monkeypatch.setattr(workbook, "NOTEBOOKS", tmp_path)
-    with pytest.raises(WorkbookError, match="ZeroDivisionError"):
+    with pytest.raises(AfpError, match="ZeroDivisionError"):
         workbook.execute(path)
     assert path.read_bytes() == before and workbook.find([], everything=True) == [path]
 
@@ -127,9 +129,11 @@ def test_a_foreign_kernel_is_refused(tmp_path, monkeypatch):
     kernel = tmp_path / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
     argv = ["/opt/other/bin/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (kernel / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "other", "language": "python"}))
+    (kernel / "kernel.json").write_text(
+        json.dumps({"argv": argv, "display_name": "other", "language": "python"})
+    )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    with pytest.raises(WorkbookError, match=r"kernel 'python3' is /opt/other/bin/python"):
+    with pytest.raises(AfpError, match=r"kernel 'python3' is /opt/other/bin/python"):
         workbook.execute(write(tmp_path), out=tmp_path / "out")
 
 
@@ -142,9 +146,9 @@ def test_notebooks_are_found_by_number_name_and_path(tmp_path, monkeypatch):
     for name in ("00", "00_one", "00_one.ipynb", str(paths["00_one.ipynb"])):
         assert workbook.find([name]) == [paths["00_one.ipynb"]]
     for name in ("01", "02", "one", "nowhere/00_two.ipynb"):
-        with pytest.raises(WorkbookError, match=f"notebook '{name}'.*01_two"):
+        with pytest.raises(AfpError, match=f"notebook '{name}'.*01_two"):
             workbook.find([name])
-    with pytest.raises(WorkbookError, match=r"(?s)which notebook.*00_one"):
+    with pytest.raises(AfpError, match=r"(?s)which notebook.*00_one"):
         workbook.find([])
 
 
@@ -152,7 +156,9 @@ def test_large_pictures_are_made_small(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     path = write(
-        tmp_path, "from IPython.display import Image, display", f"display(Image({str(tmp_path / 'noise.png')!r}))"
+        tmp_path,
+        "from IPython.display import Image, display",
+        f"display(Image({str(tmp_path / 'noise.png')!r}))",
     )
     done = workbook.execute(path, out=tmp_path / "out")
     assert done.stat().st_size < (tmp_path / "noise.png").stat().st_size / 2

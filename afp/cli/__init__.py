@@ -14,13 +14,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Detect AI-generated images with vision-language models of which almost nothing is trained.",
 )
-for command in (data.doctor, data.demo, data.manifest, data.audit):
-    app.command()(command)
-for command in (detect.fit, detect.score, detect.evaluate, detect.test):
-    app.command()(command)
-app.command()(attack.attack)
-app.command()(checkpoint.import_checkpoint)
-for command in (notebooks.run, notebooks.gallery):
+for command in (
+    *(data.doctor, data.demo, data.manifest, data.audit),
+    *(detect.fit, detect.score, detect.evaluate, detect.test),
+    *(attack.attack, checkpoint.import_checkpoint, notebooks.run, notebooks.gallery),
+):
     app.command()(command)
 
 

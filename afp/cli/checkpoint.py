@@ -12,7 +12,8 @@ def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="AntifakePrompt's .pth file.")],
     out: Annotated[Path | None, typer.Option(help="Run folder to make from FILE.")] = None,
     export: Annotated[
-        Path | None, typer.Option(help="The other way: a vlm-prompt run to write into FILE, in the same layout.")
+        Path | None,
+        typer.Option(help="The other way: a vlm-prompt run to write into FILE, in the same layout."),
     ] = None,
     backbone: Annotated[
         str, typer.Option(help="The InstructBLIP that it was trained on: an alias, a hub name or a folder.")
@@ -24,13 +25,14 @@ def import_checkpoint(
     ] = 0.5,
 ) -> None:
     """Make a run of a released pseudo-word, to score with like an own one; or, with --export, the reverse."""
-    from .. import checkpoints
+    from ..detectors import released
+    from ..errors import ModelError
 
     if (out is None) == (export is None):
-        raise checkpoints.CheckpointError("give either --out (FILE becomes a run) or --export (a run becomes FILE)")
+        raise ModelError("give either --out (FILE becomes a run) or --export (a run becomes FILE)")
     if export:
-        typer.echo(f"checkpoint: {checkpoints.export_checkpoint(export, file)}")
+        typer.echo(f"checkpoint: {released.export_checkpoint(export, file)}")
         return
     config = {"question": question, "position": position}
-    folder = checkpoints.import_checkpoint(file, out, backbone, threshold, **config)
+    folder = released.import_checkpoint(file, out, backbone, threshold, **config)
     typer.echo(f"run: {folder}")

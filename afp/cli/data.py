@@ -13,18 +13,18 @@ from .screen import console, print_findings, print_frame
 
 def doctor() -> None:
     """Check versions, memory, device, weights and data: a line each, OK or FAIL with the mend."""
-    from ..doctor import checks
+    from .doctor import check_machine
 
-    if not print_findings(checks()):
+    if not print_findings(check_machine()):
         raise typer.Exit(1)
 
 
 def demo() -> None:
     """Build the demo benchmark and the embedded weights into data/ (or $AFP_DATA), once."""
-    from .. import demo as benchmark
-    from ..manifest import read_manifest
+    from ..data.manifest import read_manifest
+    from ..demo import benchmark
 
-    path = benchmark.build()
+    path = benchmark.build_benchmark()
     frame = read_manifest(path)
     table = Table("generator", "kind", "label", "images", "sources")
     for (label, kind, generator), part in frame.groupby(["label", "kind", "generator"], sort=True):
@@ -58,11 +58,13 @@ def manifest(
     seed: Annotated[int, typer.Option(help="Changes which source goes where.")] = 0,
 ) -> None:
     """Make a manifest from folders. Files of one name derive from one source and share a split."""
-    from ..manifest import ManifestError, from_folders, write_manifest
+    from ..data.layouts import from_folders
+    from ..data.manifest import write_manifest
+    from ..errors import DataError
 
     real, fake = list(real_dir or []), {f.resolve().name: f for f in fake_dir or []}
     if len(fake) < len(fake_dir or []):
-        raise ManifestError(
+        raise DataError(
             f"--fake-dir: {len(fake_dir)} folders of {len(fake)} names ({', '.join(fake)}); a folder's name is the "
             "generator's, so each must differ"
         )
@@ -71,12 +73,10 @@ def manifest(
         generators = sorted(p for p in (folder / "fake").glob("*") if p.is_dir())
         fake |= {p.name: p for p in generators} or {"fake": folder / "fake"}
     if not real or not fake:
-        raise ManifestError(
-            "give a folder with real/ and fake/<generator>/, or both --real-dir and --fake-dir"
-        )
+        raise DataError("give a folder with real/ and fake/<generator>/, or both --real-dir and --fake-dir")
     frame = from_folders(real, fake, split, seed)
     if unknown := set(held_out or []) - set(fake):
-        raise ManifestError(f"--held-out: no generator {sorted(unknown)[0]!r}, expected {', '.join(fake)}")
+        raise DataError(f"--held-out: no generator {sorted(unknown)[0]!r}, expected {', '.join(fake)}")
     away = frame["generator"].isin(held_out or []) & (frame["split"] != "test")
     frame.loc[away, "split"] = "none"
     write_manifest(frame, out)
@@ -89,9 +89,9 @@ def audit(
     path: Annotated[Path, typer.Argument(metavar="MANIFEST", help="Manifest to check.")],
 ) -> None:
     """Check a manifest: leaks, duplicates, unreadable files, and shortcuts. Exit 1 if a check fails."""
-    from ..audit import audit as run_audit
-    from ..manifest import read_manifest
-    from ..metrics import Estimate
+    from ..data.manifest import read_manifest
+    from ..results.metrics import Estimate
+    from ..studies.shortcuts import audit as run_audit
 
     findings, table, aucs = run_audit(read_manifest(path))
     ok = print_findings(findings)

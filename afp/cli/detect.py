@@ -9,7 +9,8 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from ..detectors import NAMES, DetectorError
+from ..detectors import NAMES
+from ..errors import DataError
 from .screen import pair, print_answers, print_metrics
 
 RunOption = Annotated[Path | None, typer.Option(help="Run folder; default: the demo's linear probe.")]
@@ -32,20 +33,22 @@ def fit(
     ] = None,
 ) -> None:
     """Train a detector. Validation picks its hyperparameters and its threshold."""
-    from .. import runs
-    from ..manifest import ManifestError, read_manifest
+    from ..data.manifest import read_manifest
+    from ..errors import DataError
+    from ..results import runs
+    from ..results.scores import read_scores
 
     config = _settings(settings or [])
     if backbone:
         config["backbone"] = backbone
     if fold not in (None, "all") and not fold.isdigit():
-        raise ManifestError(f"--fold: {fold!r}, expected 0 to 4 or all")
+        raise DataError(f"--fold: {fold!r}, expected 0 to 4 or all")
     frame = read_manifest(_demo_or(manifest))
     options = {"out": out, "config": config, "without": without or []}
     if fold == "all":
         folder = runs.cross_fit(detector, frame, **options)
         typer.echo(f"scores: {folder / 'scores.csv'}")
-        print_metrics(runs.read_scores(folder / "scores.csv"), folder / "metrics.json")
+        print_metrics(read_scores(folder / "scores.csv"), folder / "metrics.json")
     else:
         folder = runs.fit_run(detector, frame, fold=None if fold is None else int(fold), **options)
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -71,26 +74,32 @@ def score(
         int, typer.Option(min=0, help="Highest scores that get a relevance map on the page; 0 for none.")
     ] = 30,
     explain: Annotated[
-        Path | None, typer.Option(help="Folder for a relevance map of each image: red for fake, blue for real.")
+        Path | None,
+        typer.Option(help="Folder for a relevance map of each image: red for fake, blue for real."),
     ] = None,
 ) -> None:
     """Score images with a run: P(fake), a row each. Exit 1 if any could not be read."""
-    from .. import detectors, perturbations, report, runs
+    from .. import detectors
+    from ..data import preprocess
+    from ..detectors import base
+    from ..figures import report
+    from ..results import verdict
+    from ..results.scores import score_to_csv
 
-    perturbation = perturbations.check(perturbation)
+    perturbation = preprocess.check_perturbation(perturbation)
     folder = _run(run)
     if explain:
-        from ..explain import write_overlays
-        from ..victims import check_differentiable
+        from ..figures.overlays import write_overlays
+        from ..studies.gradients import check_differentiable
 
-        check_differentiable(detectors.read_config(folder)["detector"])  # refused before any work
+        check_differentiable(base.read_config(folder)["detector"])  # refused before any work
     frame, skipped = _frame(paths)
-    table = runs.score_to_csv(folder, frame, out, perturbation=perturbation)
+    table = score_to_csv(folder, frame, out, perturbation=perturbation)
     failed = table[table["error"] != ""]
     good = table[table["error"] == ""]
     fakes = good["score"] >= good["threshold"]
     if len(table) <= 20:
-        print_answers(good, frame, report.Standing.of(folder))
+        print_answers(good, frame, verdict.Standing.of(folder))
     for message in failed["error"].head(20):
         typer.secho(f"error  {message}", fg="red", err=True)
     typer.echo(
@@ -115,13 +124,13 @@ def evaluate(
 
     Rows of other splits than test are left out: a detector may have been trained on their photographs.
     """
-    from .. import runs
+    from ..results.scores import read_scores
 
-    parts = {file: runs.read_scores(file) for file in tables}
+    parts = {file: read_scores(file) for file in tables}
     for file, part in parts.items():
         if part["label"].isna().all():
             reason = "no image in it has a label" if len(part) else "it has no row"
-            raise DetectorError(f"{file}: {reason}; score a manifest (`afp manifest`), not plain files")
+            raise DataError(f"{file}: {reason}; score a manifest (`afp manifest`), not plain files")
     table = _of_the_test(pd.concat(parts.values(), ignore_index=True))
     several = table.groupby("detector")["run"].transform("nunique") > 1
     table["detector"] = table["detector"].mask(several, table["run"])
@@ -140,11 +149,14 @@ def test(
     run: RunOption = None,
 ) -> None:
     """AntifakePrompt's own command line: a verdict for one image, or accuracy and confusion over two folders."""
-    from .. import detectors, runs
-    from ..manifest import ManifestError, from_files, from_folders
+    from .. import detectors
+    from ..data.layouts import from_folders
+    from ..data.manifest import from_files
+    from ..errors import DataError
+    from ..results.scores import score_frame
 
     if bool(img_path) == bool(real_dir or fake_dir):
-        raise ManifestError("give either --img_path, or --real_dir and/or --fake_dir")
+        raise DataError("give either --img_path, or --real_dir and/or --fake_dir")
     folder = _run(run)
     detector = detectors.load(folder)
     if img_path:
@@ -153,7 +165,7 @@ def test(
         parts = [from_folders([real_dir], {}) if real_dir else None]
         parts += [from_folders([], {fake_dir.name: fake_dir}) if fake_dir else None]
         frame = pd.concat([p for p in parts if p is not None], ignore_index=True)
-    table = runs.score_frame(detector, frame, run=folder.name)
+    table = score_frame(detector, frame, run=folder.name)
     failed, good = table[table["error"] != ""], table[table["error"] == ""]
     fake = good["score"] >= good["threshold"]
     lines = [f"run: {folder}"]
@@ -186,7 +198,7 @@ def _of_the_test(table: pd.DataFrame) -> pd.DataFrame:
         return table
     counts = ", ".join(f"{n} {split}" for split, n in table.loc[~test, "split"].value_counts().items())
     if not test.any():
-        raise DetectorError(f"split: {counts}, and no row of test; only a test tells what a detector is worth")
+        raise DataError(f"split: {counts}, and no row of test; only a test tells what a detector is worth")
     typer.secho(
         f"{(~test).sum()} of {len(table)} rows are left out ({counts}): the detector may have been trained on their "
         "photographs",
@@ -217,17 +229,19 @@ def _demo_or(manifest: Path) -> Path:
 
 
 def _run(run: Path | None) -> Path:
-    from ..runs import default_run
+    from ..demo.tower import build_tower
+    from ..results.runs import default_run
 
     if run is None:
+        build_tower()
         run = default_run()
         typer.secho(f"run: {run}", fg="bright_black", err=True)
     return run
 
 
 def _frame(paths: list[Path]):
-    from ..images import list_images
-    from ..manifest import from_files, read_manifest
+    from ..data.images import list_images
+    from ..data.manifest import from_files, read_manifest
 
     tables = [p for p in paths if p.suffix.lower() in (".csv", ".parquet")]
     files, skipped = list_images([p for p in paths if p not in tables])

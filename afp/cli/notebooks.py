@@ -28,14 +28,15 @@ def run(
     ] = False,
 ) -> None:
     """Execute notebooks headlessly with papermill. Stops at the first failing cell and shows its traceback."""
-    from .. import plan, workbook
+    from .. import workbook
+    from .dry_run import check_notebooks, read_parameters
 
     values = dict(pair("-p", text) for text in parameters or [])
-    given = plan.read_parameters(params) if params else {}
+    given = read_parameters(params) if params else {}
     paths = workbook.find(notebooks or [], everything)
     merged = {path.stem: given.get(path.stem, {}) | values for path in paths}
     if dry_run:
-        if not print_findings(plan.checks(paths, merged)):
+        if not print_findings(check_notebooks(paths, merged)):
             raise typer.Exit(1)
         return
     for path in paths:
@@ -47,7 +48,7 @@ def gallery(
     out: Annotated[Path, typer.Option(help="Folder of the pages.")] = Path("gallery"),
 ) -> None:
     """Executed notebooks and figures as static pages that need no network."""
-    from ..gallery import build
+    from ..figures.gallery import build
 
     typer.echo(f"gallery: {build(executed, out)}")
 

@@ -16,7 +16,7 @@ if not console.is_terminal:
 
 
 def print_findings(findings: Iterable) -> bool:
-    """Print `afp.audit.Finding`s, a line each; returns whether all are well."""
+    """Print `afp.data.audit.Finding`s, a line each; returns whether all are well."""
     ok = True
     for finding in findings:
         ok &= finding.ok
@@ -34,18 +34,20 @@ def pair(option: str, text: str) -> tuple[str, str]:
 
 def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False) -> None:
     """A table a detector, one that compares them, and all metrics into ``out`` (.csv or .json)."""
-    from .. import metrics
-    from ..tables import comparison_table, held_out_table, to_markdown
+    from ..results import metrics
+    from ..results.tables import comparison_table, held_out_table, to_markdown
 
     if out and out.suffix not in (".csv", ".json"):
         raise ValueError(f"--out: {out}, expected a name ending in .csv or .json")
     results = metrics.evaluate(table)
     parts = list(results.groupby(["detector", "perturbation"], sort=False))
     if results["perturbation"].nunique() > 1:
-        from ..robustness import robustness_table
+        from ..studies.robustness import robustness_table
 
         wide = robustness_table(results)
-        typer.echo(to_markdown(wide)) if markdown else print_frame(wide, title="mean over held-out generators")
+        typer.echo(to_markdown(wide)) if markdown else print_frame(
+            wide, title="mean over held-out generators"
+        )
     elif markdown:
         typer.echo(to_markdown(comparison_table(results) if len(parts) > 1 else held_out_table(results)))
     else:
@@ -70,8 +72,8 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
 
 def print_answers(table: pd.DataFrame, frame: pd.DataFrame, standing) -> None:
     """A few scored images (all readable): verdict, what speaks against it, and what the run is worth."""
-    from ..cautions import cautions
-    from ..report import with_files
+    from ..figures.report import with_files
+    from ..results.verdict import cautions
 
     for row, file in with_files(table, frame):
         typer.echo(

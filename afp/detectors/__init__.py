@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from ..images import Normalisation
-from .base import Detector, DetectorError, read_config
+from ..data.preprocess import Normalisation
+from ..errors import ModelError
+from .base import Detector, read_config
 
 _CLASSES = {
     "clip-zero-shot": "clip_zero_shot.ClipZeroShot",
@@ -14,8 +15,8 @@ _CLASSES = {
     "clip-adapter": "clip_adapter.ClipAdapter",
     "clip-finetune": "clip_finetune.ClipFinetune",
     "linear-probe": "linear_probe.LinearProbe",
-    "metadata": "metadata.Metadata",
-    "spectrum": "spectrum.Spectrum",
+    "metadata": "baselines.Metadata",
+    "spectrum": "baselines.Spectrum",
     "vlm-zero-shot": "vlm_zero_shot.VlmZeroShot",
     "vlm-prompt": "vlm_prompt.VlmPrompt",
     "vlm-lora": "vlm_lora.VlmLora",
@@ -24,22 +25,24 @@ NAMES = tuple(_CLASSES)
 
 
 def detector_class(name: str) -> type[Detector]:
-    """The class of a registered detector. Raises DetectorError naming the known ones."""
+    """The class of a registered detector. Raises ModelError naming the known ones."""
     if name not in _CLASSES:
-        raise DetectorError(f"detector: {name!r}, expected one of {', '.join(NAMES)}")
+        raise ModelError(f"detector: {name!r}, expected one of {', '.join(NAMES)}")
     module, _, attribute = _CLASSES[name].partition(".")
     return getattr(import_module(f".{module}", __package__), attribute)
 
 
 def create(name: str, **config) -> Detector:
-    """A new, unfitted detector. Raises DetectorError for an unknown name or config field."""
+    """A new, unfitted detector. Raises ModelError for an unknown name or config field."""
     cls = detector_class(name)
     known = [f for f in cls.__dataclass_fields__ if f != "normalisation"]
     if unknown := set(config) - set(cls.__dataclass_fields__):
-        raise DetectorError(f"{name}: unknown config field {sorted(unknown)[0]!r}, expected {', '.join(known)}")
+        raise ModelError(f"{name}: unknown config field {sorted(unknown)[0]!r}, expected {', '.join(known)}")
     normalisation = config.get("normalisation", Normalisation())
     if not isinstance(normalisation, Normalisation):
-        raise DetectorError(f"{name}: normalisation is {normalisation!r}, expected an afp.images.Normalisation")
+        raise ModelError(
+            f"{name}: normalisation is {normalisation!r}, expected an afp.data.preprocess.Normalisation"
+        )
     return cls(**config)
 
 

@@ -11,14 +11,11 @@ from typing import ClassVar, Self
 import numpy as np
 import pandas as pd
 
-from ..images import Normalisation, UnreadableImages, open_images
-from ..manifest import held_in_generators
-from ..metrics import choose_threshold
-from ..perturbations import check
-
-
-class DetectorError(ValueError):
-    """A detector's config, data or folder is not usable; the message names the field, the value, the expected."""
+from ..data.images import open_images
+from ..data.preprocess import Normalisation, check_perturbation
+from ..data.splits import held_in_generators
+from ..errors import ModelError, UnreadableImages
+from .operating_point import choose_threshold
 
 
 @dataclass
@@ -28,8 +25,6 @@ class Detector(ABC):
     Subclasses are dataclasses: their fields are the config, checked in ``__post_init__``, which does nothing else.
     What is learned ends in an underscore: ``threshold_`` (chosen on validation), ``generators_`` (trained on);
     ``validation_scores_`` is there after a fit, not after a load.
-
-    Notebook: 04_evaluate_held_out
     """
 
     name: ClassVar[str]
@@ -39,14 +34,16 @@ class Detector(ABC):
         """Learn from manifest rows; hyperparameters and the threshold come from ``validation`` alone.
 
         Raises:
-            DetectorError: a class is missing in either set.
+            ModelError: a class is missing in either set.
             UnreadableImages: names every image of both sets that cannot be decoded.
         """
         for part, frame in (("train", train), ("validation", validation)):
             found = sorted(frame["label"].unique().tolist())
             if found != [0, 1]:
                 hint = "" if len(frame) else "; `afp manifest FOLDER --split` says which images are for what"
-                raise DetectorError(f"{part}: labels {found} in {len(frame)} images, expected both 0 and 1{hint}")
+                raise ModelError(
+                    f"{part}: labels {found} in {len(frame)} images, expected both 0 and 1{hint}"
+                )
         try:
             self._fit(train, validation, progress)
         except UnreadableImages as error:  # of the set that was read first
@@ -60,18 +57,18 @@ class Detector(ABC):
         """P(fake) of every row.
 
         Args:
-            frame: needs ``file`` and ``sha256``; a manifest, or `afp.manifest.from_files`.
-            perturbation: see `afp.perturbations`; applied after normalisation.
+            frame: needs ``file`` and ``sha256``; a manifest, or `afp.data.manifest.from_files`.
+            perturbation: see `afp.data.preprocess`; applied after normalisation.
         Returns:
             float64, (n,), in [0, 1].
         Raises:
-            DetectorError: not fitted.
+            ModelError: not fitted.
             UnreadableImages: names every image that cannot be decoded.
             ValueError: unknown perturbation.
         """
         if not hasattr(self, "threshold_"):
-            raise DetectorError(f"{self.name} is not fitted: call fit, or load a fitted run")
-        perturbation = check(perturbation)
+            raise ModelError(f"{self.name} is not fitted: call fit, or load a fitted run")
+        perturbation = check_perturbation(perturbation)
         if frame.empty:
             return np.empty(0)
         scores = np.asarray(self._score(frame, perturbation, progress), dtype=np.float64)
@@ -88,7 +85,7 @@ class Detector(ABC):
     def save(self, folder: str | Path) -> Path:
         """Write ``config.json`` and the learned state (safetensors, or a peft adapter)."""
         if not hasattr(self, "threshold_"):
-            raise DetectorError(f"{self.name} is not fitted: nothing to save")
+            raise ModelError(f"{self.name} is not fitted: nothing to save")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._save(folder)
@@ -99,19 +96,17 @@ class Detector(ABC):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """A fitted detector from its folder. Raises DetectorError naming what is missing or foreign."""
+        """A fitted detector from its folder. Raises ModelError naming what is missing or foreign."""
         folder = Path(folder)
         content = read_config(folder)
         if content["detector"] != cls.name:
-            raise DetectorError(f"{folder}: holds a {content['detector']}, expected {cls.name}")
+            raise ModelError(f"{folder}: holds a {content['detector']}, expected {cls.name}")
         config = content["config"]
         detector = cls(**config | {"normalisation": Normalisation(**config["normalisation"])})
         try:
             detector._load(folder)
         except OSError as error:  # transformers' own, for a missing file, is no FileNotFoundError
-            raise DetectorError(
-                f"{folder}: {error.filename or error} is missing; fit the run again"
-            ) from error
+            raise ModelError(f"{folder}: {error.filename or error} is missing; fit the run again") from error
         detector.threshold_, detector.generators_ = content["threshold"], content["generators"]
         return detector
 
@@ -142,14 +137,14 @@ def _unreadable(frame: pd.DataFrame, progress: bool) -> dict[str, str]:
 
 
 def read_config(folder: str | Path) -> dict:
-    """The ``config.json`` of a run folder. Raises DetectorError if there is none that can be used."""
+    """The ``config.json`` of a run folder. Raises ModelError if there is none that can be used."""
     path = Path(folder) / "config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if missing := {"detector", "config", "threshold", "generators"} - content.keys():
-            raise DetectorError(f"{path}: field {sorted(missing)[0]!r} is missing")
+            raise ModelError(f"{path}: field {sorted(missing)[0]!r} is missing")
     except FileNotFoundError:
-        raise DetectorError(f"{folder}: no run here (no config.json); make one with `afp fit`") from None
+        raise ModelError(f"{folder}: no run here (no config.json); make one with `afp fit`") from None
     except (OSError, json.JSONDecodeError, AttributeError) as error:
-        raise DetectorError(f"{path}: not a readable run config ({error})") from error
+        raise ModelError(f"{path}: not a readable run config ({error})") from error
     return content

@@ -12,10 +12,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import Dataset
 
-from ..backbones import Backbone, load_backbone
-from ..features import extract
-from ..training import Recipe, train
-from .base import Detector, DetectorError
+from ..errors import ModelError
+from ..models.backbones import Backbone, load_backbone
+from ..models.features import extract
+from ..models.training import Recipe, train
+from .base import Detector
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def fit_head(
 ) -> pd.DataFrame:
     """Train what requires a gradient in ``head``, features (b, P) -> logits (b, 2), on the weighted cross-entropy.
 
-    The epoch with the smallest loss on ``validation`` stays. Returns `afp.training.train`'s history.
+    The epoch with the smallest loss on ``validation`` stays. Returns `afp.models.training.train`'s history.
     """
 
     def loss(model: nn.Module, batch) -> torch.Tensor:
@@ -77,7 +78,7 @@ class ClipDetector(Detector):
     """P(fake) is the softmax over CLIP's similarity (times its logit scale) to a text of each class.
 
     Args:
-        backbone: ``demo-clip`` (its text tower is a stand-in: see `afp.demo_text`), ``clip-vit-l14``, any hub name
+        backbone: ``demo-clip`` (its text tower is a stand-in: see `afp.demo.text`), ``clip-vit-l14``, any hub name
             or folder of a CLIP model or a vision-text dual encoder.
         preset: ``demo``, what fits two cores; ``paper``, the recipe of CLIPping the Deception.
         seed, epochs, lr, batch_size, n_views: override the preset's.
@@ -94,11 +95,9 @@ class ClipDetector(Detector):
 
     def __post_init__(self) -> None:
         if self.preset not in self.presets:
-            raise DetectorError(
-                f"{self.name}: preset is {self.preset!r}, expected one of {tuple(self.presets)}"
-            )
+            raise ModelError(f"{self.name}: preset is {self.preset!r}, expected one of {tuple(self.presets)}")
         if self.n_views is not None and self.n_views < 0:
-            raise DetectorError(f"{self.name}: n_views is {self.n_views}, expected 0 or more")
+            raise ModelError(f"{self.name}: n_views is {self.n_views}, expected 0 or more")
         self.recipe()
 
     def recipe(self) -> Recipe:

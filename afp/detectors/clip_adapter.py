@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import normalize, pad
 
-from ..training import Recipe
-from .base import DetectorError
+from ..errors import ModelError
+from ..models.text_tower import CLASSES, TextSide
+from ..models.training import Recipe
 from .clip import ClipDetector, Preset, paper_recipe
-from .clip_text import CLASSES, TextSide
 
 BATCH = 64  # images scored at a time
 
@@ -42,8 +42,6 @@ class ClipAdapter(ClipDetector):
     Args, besides `ClipDetector`'s:
         ratio: share of the bottleneck's output; the rest is CLIP's own embedding.
         template: text of a class, ``{}`` is the class word.
-
-    Notebook: 03_adapt_clip
     """
 
     name: ClassVar[str] = "clip-adapter"
@@ -57,9 +55,9 @@ class ClipAdapter(ClipDetector):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.ratio <= 1:
-            raise DetectorError(f"clip-adapter: ratio is {self.ratio}, expected above 0 and at most 1")
+            raise ModelError(f"clip-adapter: ratio is {self.ratio}, expected above 0 and at most 1")
         if self.template.count("{}") != 1:
-            raise DetectorError(f"clip-adapter: template is {self.template!r}, expected a text with one {{}}")
+            raise ModelError(f"clip-adapter: template is {self.template!r}, expected a text with one {{}}")
 
     @property
     def n_trainable(self) -> int:

@@ -18,13 +18,12 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
-from ..backbones import Backbone, load_backbone
-from ..features import prepare
+from ..data.preprocess import prepare, random_view
+from ..models.backbones import Backbone, load_backbone
+from ..models.text_tower import CLASSES, TextSide, check_text
+from ..models.training import Recipe, train
 from ..paths import cache_dir
-from ..training import Recipe, train
-from ..views import random_view
 from .clip import ClipDetector, Preset, Views, paper_recipe
-from .clip_text import CLASSES, TextSide, check_text
 
 TEXTS = [f"a {word} photo." for word in CLASSES]
 BATCH = 16
@@ -39,8 +38,6 @@ class ClipFinetune(ClipDetector):
     as a transformers folder, ``model``, that serves as a ``backbone`` like any other.
 
     Args: `ClipDetector`'s; ``n_views`` above 0 means that every step draws a new random crop.
-
-    Notebook: 03_adapt_clip
     """
 
     name: ClassVar[str] = "clip-finetune"

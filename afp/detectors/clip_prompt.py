@@ -11,13 +11,12 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from .. import soft_prompts
-from ..soft_prompts import SoftPromptError
-from ..training import Recipe
-from .base import DetectorError
+from ..errors import ModelError
+from ..models import soft_prompts
+from ..models.soft_prompts import adapter_folder, save_adapter
+from ..models.text_tower import CLASSES, TextSide, check_text
+from ..models.training import Recipe
 from .clip import ClipDetector, Preset, paper_recipe
-from .clip_text import CLASSES, TextSide, check_text
-from .vlm import adapter, save_adapter
 
 POSITIONS = ("front", "middle", "end")
 
@@ -32,8 +31,6 @@ class ClipPrompt(ClipDetector):
             ``middle``, or at the ``end``. A full stop ends the text.
         per_class: a context of its own for each class, 2 M pseudo-words.
         init: ``random``, N(0, .02), or words; the M rows start from theirs, repeated as often as needed.
-
-    Notebook: 03_adapt_clip
     """
 
     name: ClassVar[str] = "clip-prompt"
@@ -49,11 +46,9 @@ class ClipPrompt(ClipDetector):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_context < 1:
-            raise DetectorError(
-                f"clip-prompt: n_context is {self.n_context}, expected at least 1 pseudo-word"
-            )
+            raise ModelError(f"clip-prompt: n_context is {self.n_context}, expected at least 1 pseudo-word")
         if self.class_position not in POSITIONS:
-            raise DetectorError(
+            raise ModelError(
                 f"clip-prompt: class_position is {self.class_position!r}, expected one of {POSITIONS}"
             )
 
@@ -66,7 +61,8 @@ class ClipPrompt(ClipDetector):
         words, m = self.words(), self.n_context
         contexts = (words[:m], words[m:]) if self.per_class else (words, words)
         return [
-            place(word, context, self.class_position) for word, context in zip(CLASSES, contexts, strict=True)
+            place_class_word(word, context, self.class_position)
+            for word, context in zip(CLASSES, contexts, strict=True)
         ]
 
     @property
@@ -88,16 +84,14 @@ class ClipPrompt(ClipDetector):
         return side
 
     def nearest_words(self, n: int = 5) -> pd.DataFrame:
-        """Vocabulary words closest to the learned rows: see `afp.soft_prompts.nearest_words`."""
+        """Vocabulary words closest to the learned rows: see `afp.models.soft_prompts.nearest_words`."""
         return soft_prompts.nearest_words(self.side_.tower, self.side_.tokenizer, n)
 
     def _rows(self, side: TextSide, n: int) -> torch.Tensor:
         ids = side.tokenizer(self.init, add_special_tokens=False).input_ids
         known = ids and not (side.tokenizer.unk_token_id in ids and side.tokenizer.unk_token not in self.init)
         if not known:
-            raise DetectorError(
-                f"clip-prompt: init is {self.init!r}, expected random or words of the tokenizer"
-            )
+            raise ModelError(f"clip-prompt: init is {self.init!r}, expected random or words of the tokenizer")
         weight = side.tower.get_input_embeddings().weight
         return weight[[ids[i % self.n_context % len(ids)] for i in range(n)]].float()
 
@@ -117,10 +111,10 @@ class ClipPrompt(ClipDetector):
         side = TextSide.copy_of(self.backbone_)
         try:
             side.tower = soft_prompts.load(
-                side.tower, side.tokenizer, self.words(), adapter(folder / "adapter")
+                side.tower, side.tokenizer, self.words(), adapter_folder(folder / "adapter")
             )
-        except SoftPromptError as error:
-            raise DetectorError(f"clip-prompt: {error}") from error
+        except ModelError as error:
+            raise ModelError(f"clip-prompt: {error}") from error
         self.side_ = side.to(self.backbone_.device)
         self._settle()
 
@@ -136,7 +130,7 @@ class _Head(nn.Module):
         return self.scale * normalize(features, dim=-1) @ self.side.encode(self.texts).T
 
 
-def place(word: str, context: list[str], position: str) -> str:
+def place_class_word(word: str, context: list[str], position: str) -> str:
     """A class word and its context as one text, in CoOp's three orders."""
     at = {"front": 0, "middle": len(context) // 2, "end": len(context)}[position]
     return " ".join([*context[:at], word, *context[at:]]) + "."

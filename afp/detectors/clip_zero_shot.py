@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
-from ..training import Recipe
-from .base import DetectorError
+from ..errors import ModelError
+from ..models.text_tower import CLASSES, TextSide
+from ..models.training import Recipe
 from .clip import ClipDetector, Preset
-from .clip_text import CLASSES, TextSide
 
 TEMPLATES = (
     "a {} photo.",
@@ -32,8 +32,6 @@ class ClipZeroShot(ClipDetector):
     Args, besides `ClipDetector`'s (whose recipe has nothing to do here):
         templates: texts with one ``{}`` each, where a class word goes.
         words: what stands for real and for fake.
-
-    Notebook: 03_adapt_clip
     """
 
     name: ClassVar[str] = "clip-zero-shot"
@@ -45,11 +43,11 @@ class ClipZeroShot(ClipDetector):
         super().__post_init__()
         self.templates, self.words = tuple(self.templates), tuple(self.words)
         if not self.templates or any(t.count("{}") != 1 for t in self.templates):
-            raise DetectorError(
+            raise ModelError(
                 f"{self.name}: templates are {self.templates}, expected texts with one {{}} each"
             )
         if len(set(self.words)) != 2:
-            raise DetectorError(f"{self.name}: words are {self.words}, expected two, real's and fake's")
+            raise ModelError(f"{self.name}: words are {self.words}, expected two, real's and fake's")
 
     @property
     def n_trainable(self) -> int:

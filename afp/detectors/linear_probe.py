@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..backbones import load_backbone
-from ..features import extract
-from ..perturbations import check
-from .base import Detector, DetectorError
+from ..data.preprocess import check_perturbation
+from ..errors import ModelError
+from ..models.backbones import load_backbone
+from ..models.features import extract
+from .base import Detector
 from .clip import Views, fit_head, paper_recipe
-from .logistic import C_GRID, Logistic, choose
+from .logistic import C_GRID, Logistic, fit_best
 
 
 @dataclass
@@ -28,7 +29,7 @@ class LinearProbe(Detector):
     left (Koutlis and Papadopoulos, RINE, 2024). Which block is best is chosen on validation.
 
     Args:
-        backbone: see `afp.backbones.load_backbone`.
+        backbone: see `afp.models.backbones.load_backbone`.
         block: ``auto`` (chosen by validation loss), a block's number as text (``0`` is the embedding layer), or
             ``embedding`` for the projected image embedding.
         c: inverse regularisation strengths to choose from.
@@ -37,8 +38,6 @@ class LinearProbe(Detector):
         recipe: ``logistic``, scikit-learn's; ``paper``, CLIPping the Deception's: a linear layer with an output a
             class on the image embedding, SGD 3e-3, two epochs, drawn from ``n_views`` random crops of an image.
         seed: of the paper's recipe.
-
-    Notebook: 04_evaluate_held_out
     """
 
     name: ClassVar[str] = "linear-probe"
@@ -54,20 +53,18 @@ class LinearProbe(Detector):
         self.block = str(self.block)
         self.c = tuple(self.c) if isinstance(self.c, list | tuple) else (self.c,)
         if self.block not in ("auto", "embedding") and not self.block.isdigit():
-            raise DetectorError(
-                f"linear-probe: block is {self.block!r}, expected auto, embedding or a number"
-            )
+            raise ModelError(f"linear-probe: block is {self.block!r}, expected auto, embedding or a number")
         if not self.c or not all(isinstance(c, int | float) and c > 0 for c in self.c):
-            raise DetectorError(f"linear-probe: c is {self.c}, expected positive numbers")
+            raise ModelError(f"linear-probe: c is {self.c}, expected positive numbers")
         if isinstance(self.augment, str):
-            raise DetectorError(f'linear-probe: augment is {self.augment!r}, expected a list: ["jpeg:75"]')
-        self.augment = tuple(dict.fromkeys(check(spec) for spec in self.augment))
+            raise ModelError(f'linear-probe: augment is {self.augment!r}, expected a list: ["jpeg:75"]')
+        self.augment = tuple(dict.fromkeys(check_perturbation(spec) for spec in self.augment))
         if "none" in self.augment:
-            raise DetectorError("linear-probe: augment holds 'none', expected perturbations that change images")
+            raise ModelError("linear-probe: augment holds 'none', expected perturbations that change images")
         if self.recipe not in ("logistic", "paper"):
-            raise DetectorError(f"linear-probe: recipe is {self.recipe!r}, expected logistic or paper")
+            raise ModelError(f"linear-probe: recipe is {self.recipe!r}, expected logistic or paper")
         if self.recipe == "paper" and (self.block not in ("auto", "embedding") or self.augment):
-            raise DetectorError(
+            raise ModelError(
                 f"linear-probe: block is {self.block!r}, augment {self.augment}: the paper's recipe reads the"
                 " embedding of random crops"
             )
@@ -105,7 +102,9 @@ class LinearProbe(Detector):
         views = range(1, self.n_views + 1) if self.n_views else [0]
         x = np.stack([self._features(train, "none", progress, view) for view in views])
         x_val = self._features(validation, "none", progress)[None]
-        sets = [Views(torch.from_numpy(v), f["label"].to_numpy()) for v, f in ((x, train), (x_val, validation))]
+        sets = [
+            Views(torch.from_numpy(v), f["label"].to_numpy()) for v, f in ((x, train), (x_val, validation))
+        ]
         torch.manual_seed(self.seed)
         layer = torch.nn.Linear(x.shape[-1], 2).to(load_backbone(self.backbone).device)
         self.history_ = fit_head(layer, *sets, paper_recipe(lr=3e-3, seed=self.seed), progress)
@@ -120,15 +119,15 @@ class LinearProbe(Detector):
             return
         (x, y), (x_val, y_val) = (self._augmented(f, progress) for f in (train, validation))
         if self.block == "embedding":
-            self.model_, self.c_, _ = choose((x, y), (x_val, y_val), self.c)
+            self.model_, self.c_, _ = fit_best((x, y), (x_val, y_val), self.c)
             self.block_ = None
             return
         blocks = range(x.shape[1]) if self.block == "auto" else [int(self.block)]
         if blocks[-1] >= x.shape[1]:
-            raise DetectorError(
+            raise ModelError(
                 f"linear-probe: block is {self.block}, {self.backbone} has 0 to {x.shape[1] - 1}"
             )
-        fits = {b: choose((x[:, b], y), (x_val[:, b], y_val), self.c) for b in blocks}
+        fits = {b: fit_best((x[:, b], y), (x_val[:, b], y_val), self.c) for b in blocks}
         self.block_ = min(fits, key=lambda b: fits[b][2])
         self.model_, self.c_, _ = fits[self.block_]
 

@@ -53,7 +53,7 @@ class Logistic:
         return cls(**load_file(folder / "model.safetensors"))
 
 
-def choose(
+def fit_best(
     train: tuple[np.ndarray, np.ndarray],
     validation: tuple[np.ndarray, np.ndarray],
     grid: Sequence[float] = C_GRID,

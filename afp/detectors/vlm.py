@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
-from peft import PeftModel
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .. import features
-from ..images import Normalisation
-from ..perturbations import check
-from ..training import Recipe, train
-from ..vlm import DEMO, Encoded, Vlm, load_vlm
-from .base import Detector, DetectorError
+from ..data import preprocess
+from ..data.preprocess import Normalisation, check_perturbation
+from ..errors import ModelError
+from ..models import features
+from ..models.instructblip import DEMO, Encoded, Vlm, load_vlm
+from ..models.training import Recipe, train
+from .base import Detector
 
 BATCH = 32
 TOWERS = ("qformer", "llm")
-
 # Recipe and pixel statistics. `antifakeprompt`: the paper's recipe and its training data's statistics.
 PRESETS: dict[str, dict] = {
     "demo": {"recipe": None, "mean": None, "std": None},  # each detector's `demo_recipe`
@@ -50,7 +47,7 @@ class Pixels(Dataset):
 
     def __getitem__(self, i: int) -> torch.Tensor:
         return self.tower.preprocess(
-            [features.prepare(*self.rows[i], self.normalisation, self.perturbation)]
+            [preprocess.prepare(*self.rows[i], self.normalisation, self.perturbation)]
         )[0]
 
 
@@ -82,7 +79,7 @@ class VlmDetector(Detector):
         `antifakeprompt`, the paper's recipe and pixel statistics. seed, epochs, lr, batch_size: override
         the preset's. cache_tokens: keep the image tower's tokens on disk (InstructBLIP's take 0.7 MB an
         image), else run it in every epoch. dtype, device_map, quantisation, gradient_checkpointing: see
-        `afp.vlm.load_vlm`.
+        `afp.models.instructblip.load_vlm`.
     """
 
     demo_recipe: ClassVar[Recipe] = Recipe(lr=0.03, epochs=5, batch_size=72)
@@ -104,14 +101,12 @@ class VlmDetector(Detector):
     def __post_init__(self) -> None:
         self.answers = tuple(self.answers)
         if len(set(self.answers)) != 2:
-            raise DetectorError(
+            raise ModelError(
                 f"{self.name}: answers are {self.answers}, expected two words, real's and fake's"
             )
         for name, known in (("answer_scoring", ("logits", "rank")), ("preset", tuple(PRESETS))):
             if getattr(self, name) not in known:
-                raise DetectorError(
-                    f"{self.name}: {name} is {getattr(self, name)!r}, expected one of {known}"
-                )
+                raise ModelError(f"{self.name}: {name} is {getattr(self, name)!r}, expected one of {known}")
         self.recipe()
 
     def recipe(self) -> Recipe:
@@ -203,7 +198,9 @@ class VlmDetector(Detector):
     def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
         inputs = self._inputs(frame, perturbation, progress)
         batches = tqdm(DataLoader(inputs, BATCH), desc=self.name, disable=not progress, leave=False)
-        found = [self.logits(self._tokens(batch)).double().softmax(1)[:, 1].cpu().numpy() for batch in batches]
+        found = [
+            self.logits(self._tokens(batch)).double().softmax(1)[:, 1].cpu().numpy() for batch in batches
+        ]
         return np.concatenate(found)
 
     @torch.inference_mode()
@@ -219,15 +216,13 @@ class VlmDetector(Detector):
             float32, (n, q, D): q queries, D the Q-Former's width; (32, 768) for InstructBLIP, (8, 128) for
             `demo-vlm`.
         Raises:
-            DetectorError: something is trained here, and it was not.
+            ModelError: something is trained here, and it was not.
             UnreadableImages: names every image that cannot be decoded.
             ValueError: no image, or an unknown perturbation.
-
-        Notebook: 05_map_feature_space
         """
         if self.n_trainable and not hasattr(self, "threshold_"):
-            raise DetectorError(f"{self.name} is not fitted: call fit, or load a fitted run")
-        vlm, inputs = self.vlm_, self._inputs(frame, check(perturbation), progress)
+            raise ModelError(f"{self.name} is not fitted: call fit, or load a fitted run")
+        vlm, inputs = self.vlm_, self._inputs(frame, check_perturbation(perturbation), progress)
         texts = self._encode().take(torch.zeros(BATCH, dtype=torch.long, device=vlm.device))
         found = []
         for batch in tqdm(DataLoader(inputs, BATCH), desc="queries", disable=not progress, leave=False):
@@ -235,16 +230,3 @@ class VlmDetector(Detector):
             whole = torch.cat([batch, batch[-1:].repeat(BATCH - len(batch), *[1] * (batch.ndim - 1))])
             found.append(vlm.queries(self._tokens(whole), texts)[: len(batch)].cpu().numpy())
         return np.concatenate(found)
-
-
-def save_adapter(model: PeftModel, folder: Path) -> None:
-    """What was trained, alone: peft itself would ask the hub whether the whole vocabulary must go with it."""
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-
-
-def adapter(folder: Path) -> Path:
-    """The folder, which must hold a peft adapter: peft itself would look for a missing one on the hub."""
-    file = folder / "adapter_config.json"
-    if not file.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no adapter", str(file))
-    return folder

@@ -11,9 +11,10 @@ import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from ..training import Recipe
-from .base import DetectorError
-from .vlm import TOWERS, VlmDetector, adapter, save_adapter
+from ..errors import ModelError
+from ..models.soft_prompts import adapter_folder, save_adapter
+from ..models.training import Recipe
+from .vlm import TOWERS, VlmDetector
 
 TARGETS = {"qformer": ["query", "value"], "llm": ["q_proj", "v_proj"], "t5": ["q", "v"]}
 
@@ -28,8 +29,6 @@ class VlmLora(VlmDetector):
     Args, besides `VlmDetector`'s:
         tower: `llm` (the language model) or `qformer`.
         rank, alpha, dropout: LoRA's; the paper's are 8, 32 and .1.
-
-    Notebook: 02_train_soft_prompt
     """
 
     name: ClassVar[str] = "vlm-lora"
@@ -42,9 +41,9 @@ class VlmLora(VlmDetector):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tower not in TOWERS:
-            raise DetectorError(f"vlm-lora: tower is {self.tower!r}, expected one of {TOWERS}")
+            raise ModelError(f"vlm-lora: tower is {self.tower!r}, expected one of {TOWERS}")
         if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
-            raise DetectorError(
+            raise ModelError(
                 f"vlm-lora: rank {self.rank}, alpha {self.alpha}, dropout {self.dropout}; expected a rank of 1 or"
                 " more, an alpha above 0, a dropout from 0 to below 1"
             )
@@ -79,4 +78,4 @@ class VlmLora(VlmDetector):
 
     def _load(self, folder: Path) -> None:
         self._forget()
-        self.lora_ = PeftModel.from_pretrained(self._base(), str(adapter(folder / "adapter")))
+        self.lora_ = PeftModel.from_pretrained(self._base(), str(adapter_folder(folder / "adapter")))

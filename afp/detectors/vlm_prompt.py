@@ -11,10 +11,10 @@ from typing import ClassVar
 import pandas as pd
 from peft import PeftModel
 
-from .. import soft_prompts
-from ..soft_prompts import SoftPromptError
-from .base import DetectorError
-from .vlm import TOWERS, VlmDetector, adapter, save_adapter
+from ..errors import ModelError
+from ..models import soft_prompts
+from ..models.soft_prompts import adapter_folder, save_adapter
+from .vlm import TOWERS, VlmDetector
 
 POSITIONS = ("postfix", "prefix", "replace")
 
@@ -32,8 +32,6 @@ class VlmPrompt(VlmDetector):
         n_vectors: k; more than one make a pseudo-word of k tokens.
         towers: `both`, `qformer` or `llm`; the other tower reads the question without the pseudo-word.
         init: `random`, N(0, .02), or words of both vocabularies that the rows start from.
-
-    Notebook: 02_train_soft_prompt
     """
 
     name: ClassVar[str] = "vlm-prompt"
@@ -46,15 +44,15 @@ class VlmPrompt(VlmDetector):
         super().__post_init__()
         for name, known in (("position", POSITIONS), ("towers", ("both", *TOWERS))):
             if getattr(self, name) not in known:
-                raise DetectorError(f"vlm-prompt: {name} is {getattr(self, name)!r}, expected one of {known}")
+                raise ModelError(f"vlm-prompt: {name} is {getattr(self, name)!r}, expected one of {known}")
         try:
-            place(self.question, self.position, soft_prompts.pseudo_words(self.n_vectors))
-        except SoftPromptError as error:
-            raise DetectorError(f"vlm-prompt: {error}") from error
+            place_pseudo_words(self.question, self.position, soft_prompts.pseudo_words(self.n_vectors))
+        except ModelError as error:
+            raise ModelError(f"vlm-prompt: {error}") from error
 
     def texts(self) -> dict[str, str]:
         """What each tower is asked; only those that are trained read the pseudo-word."""
-        text = place(self.question, self.position, soft_prompts.pseudo_words(self.n_vectors))
+        text = place_pseudo_words(self.question, self.position, soft_prompts.pseudo_words(self.n_vectors))
         return {tower: text if tower in self._trained() else without_words(text) for tower in TOWERS}
 
     @cached_property
@@ -73,7 +71,7 @@ class VlmPrompt(VlmDetector):
         return sum(soft_prompts.vectors(prompt).numel() for prompt in self.prompts_.values())
 
     def nearest_words(self, n: int = 5) -> pd.DataFrame:
-        """Vocabulary words closest to the learned rows; see `afp.soft_prompts.nearest_words`, plus
+        """Vocabulary words closest to the learned rows; see `afp.models.soft_prompts.nearest_words`, plus
         `tower`."""
         tables = [
             soft_prompts.nearest_words(prompt, self._tower(tower)[1], n).assign(tower=tower)
@@ -105,15 +103,17 @@ class VlmPrompt(VlmDetector):
     def _load(self, folder: Path) -> None:
         self._forget()
         self.prompts_ = {
-            tower: soft_prompts.load(*self._tower(tower), self._words(), adapter(folder / f"adapter-{tower}"))
+            tower: soft_prompts.load(
+                *self._tower(tower), self._words(), adapter_folder(folder / f"adapter-{tower}")
+            )
             for tower in self._trained()
         }
 
 
-def place(question: str, position: str, words: list[str]) -> str:
+def place_pseudo_words(question: str, position: str, words: list[str]) -> str:
     """The question with the pseudo-words in their place.
 
-    Raises `SoftPromptError` if there is none: `postfix` needs a question mark at the end, `replace` exactly
+    Raises `ModelError` if there is none: `postfix` needs a question mark at the end, `replace` exactly
     one word `real`.
     """
     word = " ".join(words)
@@ -123,14 +123,10 @@ def place(question: str, position: str, words: list[str]) -> str:
         return f"{word} {question}"
     if position == "postfix":
         if not question.endswith("?"):
-            raise SoftPromptError(
-                f"question {question!r} has no place for a postfix [*]: it must end with '?'"
-            )
+            raise ModelError(f"question {question!r} has no place for a postfix [*]: it must end with '?'")
         return f"{question[:-1].rstrip()} {word}?"
     if len(re.findall(r"\breal\b", question)) != 1:
-        raise SoftPromptError(
-            f"question {question!r} has no place to replace: expected exactly one word 'real'"
-        )
+        raise ModelError(f"question {question!r} has no place to replace: expected exactly one word 'real'")
     return re.sub(r"\breal\b", lambda _: word, question)
 
 

@@ -16,8 +16,6 @@ class VlmZeroShot(VlmDetector):
     """AntifakePrompt's starting point: InstructBLIP's own answer to `Is this photo real?`.
 
     Its arguments are `VlmDetector`'s; `threshold_` is the recalibrated baseline that no learning explains.
-
-    Notebook: 02_train_soft_prompt
     """
 
     name: ClassVar[str] = "vlm-zero-shot"

@@ -10,11 +10,13 @@ from __future__ import annotations
 import pandas as pd
 from tqdm import tqdm
 
-from afp import detectors, runs
-from afp.manifest import read_manifest, use_fold
-from afp.metrics import compute
+from afp import detectors
+from afp.data.manifest import read_manifest
+from afp.data.splits import use_fold
 from afp.paths import demo_manifest
-from afp.studies import half_width
+from afp.results import runs
+from afp.results.metrics import compute
+from afp.studies.training_size import half_width
 
 PERTURBATIONS = ("none", "jpeg:75", "jpeg:50", "blur:1", "blur:2", "rescale:0.5", "rescale:0.5+jpeg:75")
 

@@ -13,15 +13,16 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 
-from afp import features
-from afp.backbones import load_backbone
+from afp.data import preprocess
+from afp.data.manifest import read_manifest
+from afp.data.preprocess import Normalisation
 from afp.detectors import create
 from afp.detectors.clip import Views, fit_head
 from afp.detectors.clip_adapter import Bottleneck, _Head
-from afp.images import Normalisation
-from afp.manifest import read_manifest
+from afp.models import features
+from afp.models.backbones import load_backbone
+from afp.models.training import Recipe
 from afp.paths import demo_manifest
-from afp.training import Recipe
 
 N_IMAGES = 96  # uncached epochs of more images only take longer
 
@@ -48,7 +49,7 @@ def main() -> None:
     }
 
     def encode() -> torch.Tensor:
-        images = features.prepare_all(frame, Normalisation())
+        images = preprocess.prepare_all(frame, Normalisation())
         parts = [images[i : i + features.BATCH] for i in range(0, len(images), features.BATCH)]
         found = [backbone.extract(backbone.preprocess(p), ("embedding",))["embedding"] for p in parts]
         return torch.cat(found)

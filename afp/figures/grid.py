@@ -1,0 +1,40 @@
+"""Pictures of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from PIL import Image
+
+from ..data.images import open_image
+from .style import DOUBLE, Drawn, style
+
+
+@style()
+def image_grid(files: Iterable[str | Path | Image.Image], titles: Iterable[str], columns: int = 6) -> Drawn:
+    """Thumbnails in rows, a small title above each; `files` may be opened images.
+
+    Table: position, file (its name alone), title. ValueError when titles and images differ in number.
+    """
+    files, titles = list(files), [str(title) for title in titles]
+    if len(files) != len(titles) or not files:
+        raise ValueError(f"image_grid: {len(files)} images and {len(titles)} titles; expected as many, not 0")
+    columns = min(columns, len(files))
+    n_rows = -(-len(files) // columns)
+    images = [(file if isinstance(file, Image.Image) else open_image(file)).convert("RGB") for file in files]
+    width = DOUBLE / max(columns, 4)
+    height = width * max(image.height / image.width for image in images)
+    height += 0.12 * max(title.count("\n") + 1 for title in titles)
+    fig, axes = plt.subplots(n_rows, columns, figsize=(width * columns, height * n_rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, image, title in zip(axes.flat, images, titles, strict=False):
+        image.thumbnail((256, 256) if columns <= 4 else (160, 160))  # the SVG holds every pixel
+        ax.imshow(image, interpolation="none")
+        ax.set_title(title, fontsize=6, pad=2)
+    plt.close(fig)
+    names = ["" if isinstance(file, Image.Image) else Path(file).name for file in files]
+    return fig, pd.DataFrame({"position": range(len(files)), "file": names, "title": titles})

@@ -1,0 +1,119 @@
+"""A scores table as a page of its own."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+from PIL import Image, ImageDraw
+from tqdm.auto import tqdm
+
+from ..data.images import open_image
+from ..data.preprocess import prepare
+from ..detectors import load
+from ..detectors.base import read_config
+from ..errors import ImageError, ModelError
+from ..results.verdict import Standing, cautions
+
+THUMBNAIL = 240  # pixels, the longer side
+MOST_THUMBNAILS = 1000  # about 10 MB of page
+MOST_MAPS = 30  # some seconds each on a CPU
+
+
+def write_html(
+    table: pd.DataFrame, frame: pd.DataFrame, folder: str | Path, out: str | Path, n_maps: int = MOST_MAPS
+) -> Path:
+    """A scores table as one page that needs no other file and no network; it opens sorted by score.
+
+    Args:
+        table: rows with `afp.results.scores.SCORE_COLUMNS`, all of one run.
+        frame: has the ``file`` of every ``path`` and ``sha256`` in the table.
+        folder: the run.
+        out: the page to write.
+        n_maps: highest scores that get a relevance map beside their picture, if the run's detector has a gradient.
+    Raises:
+        ModelError: ``folder`` holds no run.
+    """
+    standing, out = Standing.of(folder), Path(out)
+    table = table.sort_values("score", ascending=False, na_position="last", kind="stable")
+    failed = int((table["error"] != "").sum())
+    fakes = int((table["score"] >= table["threshold"]).sum())
+    counts = f"{len(table) - failed} images scored, {fakes} called fake, {failed} failed."
+    about = [*standing.about(), f"Run: {Path(folder).resolve().name}."]
+    if len(table) > MOST_THUMBNAILS:
+        about.append(f"Pictures are shown for the {MOST_THUMBNAILS} highest scores.")
+    draw = _relevance(folder) if n_maps else None
+    if draw:
+        of = f" of the {n_maps} highest scores" if len(table) > n_maps else ""
+        about.append(
+            f"Beside each picture{of}: what moved the score, red towards fake, blue towards real. Each map is "
+            "scaled by its own largest value. It shows what the detector used, not where an image was changed."
+        )
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("afp.figures"), autoescape=True)
+    rows = tqdm(_rows(table, frame, standing, draw, n_maps), total=len(table), desc="report")
+    page = environment.get_template("report.html").render(
+        title="Real or fake?", counts=counts, about=about, rows=rows
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def with_files(table: pd.DataFrame, frame: pd.DataFrame) -> Iterator[tuple]:
+    """Every row of a scores table with its file: a table holds names, not where they are."""
+    files = dict(zip(zip(frame["path"], frame["sha256"], strict=True), frame["file"], strict=True))
+    for row in table.itertuples():
+        yield row, files[row.path, row.sha256]
+
+
+def _relevance(folder: str | Path) -> Callable[[Image.Image], Image.Image] | None:
+    """Draws where a run's detector looks in a prepared image; None if its score has no gradient."""
+    from ..studies import gradients, relevance
+    from . import overlays
+
+    if read_config(folder)["detector"] not in gradients.DIFFERENTIABLE:
+        return None
+    try:
+        victim = gradients.DifferentiableDetector.of(load(folder))
+    except ModelError:  # its preprocessing has no gradient
+        return None
+    return lambda image: overlays.overlay(
+        image, relevance.relevance(victim, [image], n_steps=4)[0]
+    )  # as notebook 04
+
+
+def _rows(
+    table: pd.DataFrame, frame: pd.DataFrame, standing: Standing, draw: Callable | None, n_maps: int
+) -> Iterator[dict]:
+    for i, (row, file) in enumerate(with_files(table, frame)):
+        content = {"path": row.path, "error": row.error, "notes": [], "thumbnail": "", "map": ""}
+        if not row.error:
+            content |= {"verdict": standing.verdict(row.score), "standing": standing.among(row.score)}
+            content |= {"score": row.score, "threshold": row.threshold}
+            try:
+                content["notes"] = cautions(file, standing.normalisation)
+                content["thumbnail"] = thumbnail(open_image(file)) if i < MOST_THUMBNAILS else ""
+                if draw and i < n_maps:
+                    seen = prepare(file, row.sha256, standing.normalisation, row.perturbation)
+                    content["map"] = thumbnail(draw(seen))
+            except ImageError as error:  # it could be read when it was scored
+                content["notes"] = [str(error)]
+        yield content
+
+
+def thumbnail(image: Image.Image) -> str:
+    """A small JPEG as a data URI, the central square framed where the picture is not one."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    side = min(small.size)
+    if side < 0.95 * max(small.size):
+        left, top = (small.width - side) // 2, (small.height - side) // 2
+        square = (left, top, left + side - 1, top + side - 1)
+        ImageDraw.Draw(small).rectangle(square, outline="#ff9900", width=2)
+    buffer = io.BytesIO()
+    small.save(buffer, "jpeg", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,142 @@
+"""Detectors under attack: scores tables of attacked sets, of white-box budgets, and of poisoned training sets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .. import detectors
+from ..data.preprocess import prepare_all
+from ..data.splits import use_fold
+from ..detectors.linear_probe import LinearProbe
+from ..detectors.logistic import Logistic
+from ..detectors.operating_point import choose_threshold
+from ..models.backbones import load_backbone
+from ..models.features import extract
+from ..results.scores import score_frame
+from .attack_sets import LOSSLESS, triggered
+from .attacks import Settings, white_box
+from .gradients import DifferentiableDetector
+from .robustness import N_FOLDS
+
+
+def score_by_fold(folder: str | Path, frame: pd.DataFrame, lossless: bool) -> pd.DataFrame:
+    """Scores of attacked sets by a cross-fitted run: each image by the fold that never saw its photograph.
+
+    Args:
+        folder: a run of `afp.results.runs.cross_fit`.
+        frame: rows of attacked sets' manifests (`afp.studies.attack_sets`), of all the photographs that the
+            run was fitted on.
+        lossless: the stored pixels as they are; else through the run's normalisation, which encodes them again.
+    Returns:
+        A scores table, the way of storing as its ``perturbation``: "PNG" or the codec, such as "JPEG 95".
+    """
+    tables = []
+    for k in range(N_FOLDS):
+        detector = detectors.load(folder if k == 0 else Path(folder) / f"fold-{k}")
+        stored = f"{detector.normalisation.codec.upper()} {detector.normalisation.quality}"
+        if lossless:
+            detector.normalisation, stored = LOSSLESS, "PNG"
+        part = use_fold(frame, k, N_FOLDS)
+        part = part[part["split"] == "test"]
+        table = score_frame(detector, part, run=Path(folder).name, fold=k, progress=False)
+        tables.append(table.assign(perturbation=stored))
+    return pd.concat(tables, ignore_index=True)
+
+
+def white_box_scores(
+    folder: str | Path, frame: pd.DataFrame, epsilons: Sequence[float], steps: int, cache: str | Path
+) -> pd.DataFrame:
+    """Scores of a linear probe under PGD against the probe itself, one block of rows a budget.
+
+    Pixels are attacked after normalisation, where perturbations act too. The table is kept in ``cache`` and read
+    from there if run, images, budgets and steps are the same.
+
+    Args:
+        frame: images with labels; each is attacked against its own label.
+        epsilons: rising, 0 to 1.
+    Returns:
+        A scores table; ``perturbation`` is the budget in grey levels, such as "pgd 0.5/255".
+    """
+    probe, cache = detectors.load(folder), Path(cache)
+    key = [Path(folder).name, probe.config(), sorted(frame["sha256"]), list(epsilons), steps]
+    stamp = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    if cache.is_file():
+        known = pd.read_csv(cache, keep_default_na=False)
+        if set(known.get("key", [])) == {stamp}:
+            return known.drop(columns="key")
+    images, labels = prepare_all(frame, probe.normalisation), frame["label"].to_numpy()
+    found = white_box(DifferentiableDetector.of(probe), images, labels, epsilons, steps)
+    columns = ["path", "label", "generator", "kind", "source"]
+    tables = [
+        frame[columns].assign(score=scores, perturbation=f"pgd {epsilon * 255:g}/255")
+        for epsilon, scores in zip(epsilons, found, strict=True)
+    ]
+    table = pd.concat(tables, ignore_index=True)
+    seen = table["generator"].isin(probe.generators_).astype(int)
+    table = table.assign(detector=probe.name, seen=seen, threshold=probe.threshold_, error="")
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    table.assign(key=stamp).to_csv(cache, index=False)
+    return table
+
+
+def poisoned_scores(
+    probe: LinearProbe, frame: pd.DataFrame, sizes: Sequence[int], shares: Sequence[float], out: str | Path
+) -> pd.DataFrame:
+    """Scores of linear probes whose training fakes were partly stamped with a patch and called real.
+
+    The block and C are the fitted probe's; the threshold is chosen on clean validation images, as a victim would.
+
+    Args:
+        frame: a manifest with its splits.
+        sizes: sides of the patch in pixels.
+        shares: of the training fakes that are poisoned, 0 to 1.
+        out: folder for the stamped images.
+    Returns:
+        A scores table of the test split's photographs and held-in fakes (``perturbation`` "clean") and of the same
+        fakes with the patch ("triggered", beside the same clean photographs); ``detector`` is "SIZE px, SHARE".
+    """
+    if not all(0 <= share <= 1 for share in shares):
+        raise ValueError(f"shares: {list(shares)}, expected 0 to 1")
+    used = frame[(frame["label"] == 0) | frame["generator"].isin(probe.generators_)]
+    train, validation, test = (used[used["split"] == s] for s in ("train", "validation", "test"))
+    fakes, targets = train[train["label"] == 1], test[test["label"] == 1]
+    order = np.random.default_rng(0).permutation(len(fakes))[: round(max(shares) * len(fakes))]
+    x, x_val, x_test = (_features(probe, part) for part in (train, validation, test))
+    y, at = train["label"].to_numpy(), np.flatnonzero(train["label"].to_numpy() == 1)[order]
+    tables = []
+    for size in sizes:
+        stamped = [
+            triggered(part, Path(out) / f"patch-{size}", Settings("patch", size=size))
+            for part in (fakes.iloc[order], targets)
+        ]
+        x_poison, x_trigger = (_features(probe, part) for part in stamped)
+        for share in shares:
+            n = round(share * len(fakes))
+            x_bad, y_bad = x.copy(), y.copy()
+            x_bad[at[:n]], y_bad[at[:n]] = x_poison[:n], 0
+            model = Logistic.fit(x_bad, y_bad, probe.c_)
+            threshold = choose_threshold(validation["label"], model.predict(x_val))
+            clean = test.assign(score=model.predict(x_test), perturbation="clean")
+            pulled = targets.assign(score=model.predict(x_trigger))
+            pulled = pd.concat([clean[clean["label"] == 0], pulled]).assign(perturbation="triggered")
+            block = pd.concat([clean, pulled]).assign(threshold=threshold, detector=f"{size} px, {share:g}")
+            tables.append(block.assign(size=size, share=share))
+    columns = [
+        *("path", "label", "generator", "kind", "source", "perturbation", "detector"),
+        *("threshold", "score", "size", "share"),
+    ]
+    return pd.concat(tables, ignore_index=True)[columns].assign(seen=1, error="")
+
+
+def _features(probe: LinearProbe, frame: pd.DataFrame) -> np.ndarray:
+    output = "embedding" if probe.block_ is None else "cls"
+    x = extract(
+        frame, load_backbone(probe.backbone), output, normalisation=probe.normalisation, progress=False
+    )
+    return x if probe.block_ is None else x[:, probe.block_]

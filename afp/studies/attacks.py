@@ -1,0 +1,194 @@
+"""Attacked images: what someone might do to a photograph, or to a training set, to fool a classifier.
+
+As AntifakePrompt (section 4.1) defines them, an attacked photograph is fake (label 1). Every change is bounded:
+in L-inf for `adversarial` and `collide` and blended triggers, in place for patches.
+
+Images are attacked at the size at which detectors see them, before any re-encoding, and stored as PNG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import foolbox
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.functional import normalize
+
+from ..errors import AfpError
+from ..models.differentiable import DifferentiableTower, to_pixels
+
+KINDS = ("pgd", "fgsm", "poison", "patch", "blended")
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an attacker may do.
+
+    Args:
+        kind: ``pgd`` (Madry et al., 2018) or ``fgsm`` (Goodfellow et al., 2015) against a classifier of content;
+            ``poison`` (feature collision, Shafahi et al., 2018); ``patch`` (Gu et al., BadNets, 2017) or
+            ``blended`` (Chen et al., 2017), the two triggers of backdoors.
+        epsilon: largest change of a colour value, 1/255 to 1; for ``blended`` the share of the trigger.
+        steps: of ``pgd`` and ``poison``.
+        size: side of the patch in pixels.
+        seed: of the random start and of the blended pattern.
+    Raises:
+        AfpError: a value out of range.
+    """
+
+    kind: str
+    epsilon: float = 8 / 255
+    steps: int = 10
+    size: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise AfpError(f"attack: {self.kind!r}, expected one of {', '.join(KINDS)}")
+        if not 1 / 255 <= self.epsilon <= 1:
+            raise AfpError(
+                f"epsilon: {self.epsilon:g}, expected 1/255 (less vanishes in 8 bits) to 1, as in 8/255"
+            )
+        for name, high in (("steps", 1000), ("size", 2048)):
+            if not 1 <= getattr(self, name) <= high:
+                raise AfpError(f"{name}: {getattr(self, name)}, expected 1 to {high}")
+
+
+def adversarial(
+    model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, epsilon: float, steps: int, seed: int = 0
+) -> torch.Tensor:
+    """PGD in L-inf with a random start; one step without a random start is FGSM.
+
+    Args:
+        model: (b, 3, s, s) in [0, 1] to logits (b, classes).
+        pixels, labels: (n, 3, s, s) and (n,).
+        epsilon: in [0, 1]; the step is 2.5 epsilon / steps, so that every point of the ball can be reached.
+    Returns:
+        (n, 3, s, s) in [0, 1], within epsilon of ``pixels``.
+    """
+    if steps == 1:
+        attack = foolbox.attacks.FGSM()
+    else:
+        attack = foolbox.attacks.LinfPGD(abs_stepsize=2.5 * epsilon / steps, steps=steps, random_start=True)
+    wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=pixels.device)
+    torch.manual_seed(seed)
+    parts = []
+    for start in range(0, len(pixels), BATCH):
+        part = slice(start, start + BATCH)
+        parts.append(attack.run(wrapped, pixels[part], labels[part], epsilon=epsilon).detach())
+    return torch.cat(parts)
+
+
+def collide(
+    tower: DifferentiableTower,
+    pixels: torch.Tensor,
+    targets: torch.Tensor,
+    epsilon: float,
+    steps: int,
+    seed: int = 0,
+) -> torch.Tensor:
+    """Move each image's embedding onto another image's, within epsilon: a clean-label poison.
+
+    Args:
+        targets: (n, 3, s, s), the images to collide with.
+    Returns:
+        As `adversarial`.
+    """
+    parts = []
+    for start in range(0, len(pixels), BATCH):
+        part = slice(start, start + BATCH)
+        with torch.no_grad():
+            goal = normalize(tower(targets[part]))
+        # Away from "unlike the goal" is towards the goal.
+        unlike = torch.ones(len(goal), dtype=torch.long, device=pixels.device)
+        parts.append(adversarial(_Likeness(tower, goal), pixels[part], unlike, epsilon, max(2, steps), seed))
+    return torch.cat(parts)
+
+
+class _Likeness(nn.Module):
+    """Logits (b, 2): how like the goal, and 0."""
+
+    def __init__(self, tower: DifferentiableTower, goal: torch.Tensor):
+        super().__init__()
+        self.tower, self.goal = tower, goal
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        like = (normalize(self.tower(pixels)) * self.goal).sum(1)
+        return torch.stack([like, torch.zeros_like(like)], dim=1)
+
+
+def to_images(attacked: torch.Tensor, originals: Sequence[Image.Image], epsilon: float) -> list[Image.Image]:
+    """Attacked pixels as 8-bit images that keep the bound: no value farther than epsilon from the original's.
+
+    Rounding alone could step over the bound by half a grey level, so the rounded values are clipped to it.
+    """
+    rounded = (attacked.permute(0, 2, 3, 1) * 255).round().cpu().numpy().astype(np.int16)
+    largest = int(np.floor(epsilon * 255 + 1e-6))
+    images = []
+    for values, original in zip(rounded, originals, strict=True):
+        base = np.asarray(original, np.int16)
+        kept = np.clip(values, base - largest, base + largest).clip(0, 255)
+        images.append(Image.fromarray(kept.astype(np.uint8)))
+    return images
+
+
+def patch(image: Image.Image, size: int) -> Image.Image:
+    """A black and white checkerboard of ``size`` pixels a side, four squares by four, at the lower right.
+
+    Raises:
+        AfpError: the patch is larger than the image.
+    """
+    if size > min(image.size):
+        raise AfpError(f"size: {size}, expected at most the image's side, {min(image.size)}")
+    at = np.arange(size) * 4 // size
+    board = ((at[:, None] + at) % 2 * 255).astype(np.uint8)
+    marked = image.copy()
+    marked.paste(Image.fromarray(board).convert("RGB"), (image.width - size, image.height - size))
+    return marked
+
+
+def blend(image: Image.Image, share: float, seed: int = 0) -> Image.Image:
+    """One random pattern over the whole image, by a share: ``(1 - share) * image + share * pattern``."""
+    pattern = np.random.default_rng(seed).integers(0, 256, (image.height, image.width, 3))
+    mixed = (1 - share) * np.asarray(image, np.float64) + share * pattern
+    return Image.fromarray(np.rint(mixed).clip(0, 255).astype(np.uint8))
+
+
+def white_box(
+    model: nn.Module, images: Sequence[Image.Image], labels: np.ndarray, epsilons: Sequence[float], steps: int
+) -> np.ndarray:
+    """P(fake) of each image under PGD of each budget against the detector itself.
+
+    A larger budget includes the smaller ones, so the strongest attack so far stays: a defender never gains by
+    a larger budget.
+
+    Args:
+        model: logits (b, 2) of real and fake, such as `afp.studies.gradients.DifferentiableDetector`.
+        labels: (n,), 0 real or 1 fake; real images are pushed to fake, fake ones to real.
+        epsilons: rising, 0 to 1, in floating point (nothing is rounded to 8 bits).
+    Returns:
+        (len(epsilons), n).
+    Raises:
+        AfpError: epsilons not rising or outside of 0 to 1.
+    """
+    if list(epsilons) != sorted(epsilons) or not all(0 <= e <= 1 for e in epsilons):
+        raise AfpError(f"epsilons: {list(epsilons)}, expected rising values from 0 to 1")
+    device = next(model.buffers()).device
+    pixels, y = to_pixels(images, device), torch.from_numpy(np.asarray(labels)).long().to(device)
+    rows: list[np.ndarray] = []
+    for epsilon in epsilons:
+        attacked = adversarial(model, pixels, y, epsilon, steps) if epsilon else pixels
+        with torch.inference_mode():
+            parts = [model(attacked[i : i + BATCH]).softmax(1)[:, 1] for i in range(0, len(attacked), BATCH)]
+        found = torch.cat(parts).double().cpu().numpy()
+        if rows:
+            found = np.where(
+                np.asarray(labels) == 1, np.minimum(found, rows[-1]), np.maximum(found, rows[-1])
+            )
+        rows.append(found)
+    return np.stack(rows)

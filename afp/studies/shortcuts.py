@@ -1,0 +1,96 @@
+"""Shortcuts that would fool everyone: how well files and spectra alone tell the labels apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from .. import detectors
+from ..data.audit import Finding, describe_files, find_leaks, shortcut_table
+from ..data.splits import use_fold
+from ..results import metrics
+
+BASELINES = {
+    "metadata": ("metadata", {}),
+    "metadata + bytes per pixel": ("metadata", {"with_bytes": True}),
+    "spectrum": ("spectrum", {}),
+}
+
+
+def shortcut_aucs(frame: pd.DataFrame, n_boot: int = 1000) -> pd.DataFrame:
+    """How well files and spectra alone separate real from fake, cross-fitted by source.
+
+    Here every generator is trained on: the question is whether the labels can be told without looking.
+
+    Returns:
+        Index: `BASELINES`; columns ``value, low, high``: AUC with its 95 % cluster-bootstrap interval. NaN where
+        there are too few sources to train, validate and test apart.
+    """
+    photos = frame.loc[frame["label"] == 0, "source"].nunique()
+    n_folds = min(5, photos)
+    rows = {}
+    for title, (name, config) in BASELINES.items():
+        if n_folds < 3:
+            rows[title] = dict.fromkeys(("value", "low", "high"), np.nan)
+            continue
+        scores = pd.Series(np.nan, index=frame.index)
+        for k in range(n_folds):
+            part = use_fold(frame.assign(split="train"), k, n_folds)
+            sets = [part[part["split"] == s] for s in ("train", "validation", "test")]
+            if any(s["label"].nunique() < 2 for s in sets[:2]):
+                continue
+            scores[sets[2].index] = (
+                detectors.create(name, **config).fit(*sets[:2], progress=False).score(sets[2])
+            )
+        if (
+            frame.loc[scores.notna(), "label"].nunique() < 2
+        ):  # no fold held both labels in training and validation
+            rows[title] = dict.fromkeys(("value", "low", "high"), np.nan)
+            continue
+        rows[title] = vars(pooled_auc(frame["label"], scores, frame["source"], n_boot))
+    return pd.DataFrame(rows).T
+
+
+def pooled_auc(labels: pd.Series, scores: pd.Series, sources: pd.Series, n_boot: int) -> metrics.Estimate:
+    """AUC of all fakes against all real images, with an interval by source."""
+    table = pd.DataFrame(
+        {"label": labels, "score": scores, "source": sources, "path": sources.index.astype(str)}
+    )
+    table = table.dropna(subset="score")
+    table = table.assign(
+        generator=np.where(table["label"] == 1, "fake", "real"), kind="", perturbation="none"
+    )
+    table = table.assign(detector="baseline", seen=1, threshold=0.5, error="")
+    found = metrics.evaluate(table, n_boot=n_boot)
+    row = found[(found["group"] == "fake") & (found["metric"] == "auc")].iloc[0]
+    return metrics.Estimate(row["value"], row["low"], row["high"])
+
+
+def audit(frame: pd.DataFrame, progress: bool = True) -> tuple[list[Finding], pd.DataFrame, pd.DataFrame]:
+    """The whole audit.
+
+    Returns:
+        Findings; `shortcut_table`; `shortcut_aucs` (of the readable images).
+    """
+    described = describe_files(frame, progress)
+    errors = [e for e in described["error"] if e]
+    detail = f"{len(errors)} of {len(frame)}, such as {errors[0]}" if errors else f"all {len(frame)} decode"
+    findings = [Finding("files", not errors, detail), *find_leaks(frame)]
+    readable = frame.reset_index(drop=True)[(described["error"] == "").to_numpy()]
+    if readable["label"].nunique() < 2:
+        return (
+            [*findings, Finding("both labels", False, "one label only, so nothing to compare")],
+            pd.DataFrame(),
+            (pd.DataFrame(columns=["value", "low", "high"])),
+        )
+    aucs = shortcut_aucs(readable)
+    value, low, high = aucs.loc["metadata"]
+    if np.isnan(value):
+        findings.append(
+            Finding("shortcut", True, "not measured: too few sources to train, validate and test")
+        )
+    else:
+        ok = not low > 0.5
+        detail = f"metadata alone: AUC {metrics.Estimate(value, low, high)}, {'at' if ok else 'above'} chance"
+        findings.append(Finding("shortcut", ok, detail))
+    return findings, shortcut_table(described), aucs
