@@ -25,6 +25,7 @@ from PIL.Image import Transpose
 from tqdm.auto import tqdm
 
 from ..errors import ImageError, UnreadableImages
+from ..files import printable
 
 FORMAT_OF = {
     ".jpg": "JPEG",
@@ -140,11 +141,6 @@ def sha256(path: str | Path) -> str:
     """Hex SHA-256 of a file's bytes; raises ImageError where it is missing or not a regular file."""
     with _open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def printable(path: str | Path) -> str:
-    """The path as text that any UTF-8 file or screen takes, even where the name on disk is not UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _walk(folder: str | Path) -> Iterator[Path]:

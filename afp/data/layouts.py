@@ -9,8 +9,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..errors import DataError
+from ..files import printable
 from .images import list_images
-from .manifest import COLUMNS, hash_or_empty, printable
+from .manifest import COLUMNS, hash_or_empty
 from .splits import deal_folds, merge_identical
 
 

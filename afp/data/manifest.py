@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import DataError, ImageError
+from ..files import printable
 from .images import sha256
 
 COLUMNS = ["path", "label", "generator", "kind", "split", "source", "sha256"]
@@ -92,10 +93,6 @@ def from_files(files: Iterable[str | Path]) -> pd.DataFrame:
         },
         dtype=object,
     )
-
-
-def printable(file: Path) -> str:
-    return os.fsencode(file).decode("utf-8", "backslashreplace")
 
 
 def hash_or_empty(file: Path) -> str:
