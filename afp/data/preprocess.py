@@ -39,8 +39,9 @@ class Normalisation:
 
     Args:
         size: side of the result in pixels, 32 to 2048.
-        codec: ``"jpeg"`` (4:2:0), ``"webp"`` (lossy) or ``"png"`` (lossless: the pixels stay).
-        quality: 1 to 100; has no meaning for ``"png"``.
+        codec: ``"jpeg"`` (4:2:0), ``"webp"`` (lossy), ``"png"`` (lossless: the pixels stay), or ``"none"``: the
+            identity, where the image stays as it is, at its own size, for recipes that see the file's own pixels.
+        quality: 1 to 100; has no meaning for ``"png"`` and ``"none"``.
     """
 
     size: int = 256
@@ -52,11 +53,13 @@ class Normalisation:
             value = getattr(self, field)
             if type(value) is not int or not low <= value <= high:
                 raise ValueError(f"Normalisation.{field}={value!r}: expected an integer from {low} to {high}")
-        if self.codec not in _ENCODERS:
-            raise ValueError(f"Normalisation.codec={self.codec!r}: expected one of {', '.join(_ENCODERS)}")
+        if self.codec not in (known := (*_ENCODERS, "none")):
+            raise ValueError(f"Normalisation.codec={self.codec!r}: expected one of {', '.join(known)}")
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Normalise an RGB image of any size to RGB of ``size`` x ``size``."""
+        """Normalise an RGB image of any size to RGB of ``size`` x ``size`` (of its own size for ``"none"``)."""
+        if self.codec == "none":
+            return image.convert("RGB")
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         square = image.convert("RGB").crop((left, top, left + side, top + side))
@@ -67,7 +70,12 @@ class Normalisation:
     @property
     def key(self) -> str:
         """Short name for caches and run folders, such as ``256-jpeg95``."""
+        if self.codec == "none":
+            return "none"
         return f"{self.size}-{self.codec}" + ("" if self.codec == "png" else str(self.quality))
+
+
+IDENTITY = Normalisation(codec="none")
 
 
 def reencode(image: Image.Image, codec: str, quality: int) -> Image.Image:

@@ -38,8 +38,8 @@ def create(name: str, **config) -> Detector:
     known = [f for f in cls.__dataclass_fields__ if f != "normalisation"]
     if unknown := set(config) - set(cls.__dataclass_fields__):
         raise ModelError(f"{name}: unknown config field {sorted(unknown)[0]!r}, expected {', '.join(known)}")
-    normalisation = config.get("normalisation", Normalisation())
-    if not isinstance(normalisation, Normalisation):
+    normalisation = config.get("normalisation")
+    if not isinstance(normalisation, Normalisation | None):
         raise ModelError(
             f"{name}: normalisation is {normalisation!r}, expected an afp.data.preprocess.Normalisation"
         )

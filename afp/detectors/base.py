@@ -28,7 +28,15 @@ class Detector(ABC):
     """
 
     name: ClassVar[str]
-    normalisation: Normalisation = field(default_factory=Normalisation, kw_only=True)
+    normalisation: Normalisation = field(default=None, kw_only=True)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.normalisation is None:
+            self.normalisation = self.default_normalisation()
+
+    def default_normalisation(self) -> Normalisation:
+        """What images go through where the config does not say: a preset may have its own."""
+        return Normalisation()
 
     def fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool = True) -> Self:
         """Learn from manifest rows; hyperparameters and the threshold come from ``validation`` alone.

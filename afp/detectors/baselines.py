@@ -36,6 +36,7 @@ class Metadata(Detector):
     with_bytes: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.with_bytes, bool):
             raise ModelError(f"metadata: with_bytes is {self.with_bytes!r}, expected true or false")
 

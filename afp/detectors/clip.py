@@ -94,6 +94,7 @@ class ClipDetector(Detector):
     n_views: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.preset not in self.presets:
             raise ModelError(f"{self.name}: preset is {self.preset!r}, expected one of {tuple(self.presets)}")
         if self.n_views is not None and self.n_views < 0:

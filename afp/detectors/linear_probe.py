@@ -50,6 +50,7 @@ class LinearProbe(Detector):
     seed: int = 17
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.block = str(self.block)
         self.c = tuple(self.c) if isinstance(self.c, list | tuple) else (self.c,)
         if self.block not in ("auto", "embedding") and not self.block.isdigit():

@@ -99,6 +99,7 @@ class VlmDetector(Detector):
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.answers = tuple(self.answers)
         if len(set(self.answers)) != 2:
             raise ModelError(

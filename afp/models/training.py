@@ -28,7 +28,8 @@ class Recipe:
 
     The rate climbs for `warmup_steps` steps (or `warmup_epochs` epochs) from `warmup_lr` to `lr` in a
     straight line (`warmup="linear"`) or waits at `warmup_lr` (`"constant"`, CoOp's way); then it follows
-    half a cosine to 0 or stays. `momentum` belongs to SGD alone.
+    half a cosine to 0, step by step (`schedule="cosine"`) or epoch by epoch (`"cosine-epoch"`), or stays
+    (`"constant"`). `momentum` belongs to SGD alone.
     """
 
     lr: float
@@ -47,7 +48,7 @@ class Recipe:
     def __post_init__(self):
         for field, allowed in (
             ("optimizer", ("adamw", "sgd")),
-            ("schedule", ("cosine", "constant")),
+            ("schedule", ("cosine", "cosine-epoch", "constant")),
             ("warmup", ("linear", "constant")),
         ):
             if getattr(self, field) not in allowed:
@@ -72,6 +73,8 @@ class Recipe:
             return self.warmup_lr + (self.lr - self.warmup_lr) * way
         if self.schedule == "constant":
             return self.lr
+        if self.schedule == "cosine-epoch":  # the same for all steps of an epoch
+            return self.lr * 0.5 * (1 + math.cos(math.pi * (step // steps_per_epoch) / self.epochs))
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
 
 
