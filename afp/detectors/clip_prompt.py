@@ -9,14 +9,13 @@ from typing import ClassVar
 import pandas as pd
 import torch
 from torch import nn
-from torch.nn.functional import normalize
 
 from ..errors import ModelError
 from ..models import soft_prompts
 from ..models.soft_prompts import adapter_folder, save_adapter
 from ..models.text_tower import CLASSES, TextSide, check_text
 from ..models.training import Recipe
-from .clip import ClipDetector, Preset, paper_recipe
+from .clip import DIFFERENCES, PUBLISHED, SOURCES, ClipDetector, Preset
 
 POSITIONS = ("front", "middle", "end")
 
@@ -35,9 +34,16 @@ class ClipPrompt(ClipDetector):
 
     name: ClassVar[str] = "clip-prompt"
     presets: ClassVar = {
-        "demo": Preset(Recipe(lr=3e-3, epochs=30, batch_size=72), 0),
-        "paper": Preset(paper_recipe(), 2),
+        "demo": Preset(Recipe(lr=3e-3, epochs=30, batch_size=72)),
+        **PUBLISHED,
     }
+    sources: ClassVar = SOURCES | {
+        "n_context": "README: N_CTX 16",
+        "class_position": "README: CLASS_TOKEN_POSITION front",
+        "per_class": "README: CSC False",
+        "init": "CoOp: N(0, .02)",
+    }
+    differences: ClassVar = DIFFERENCES | {"precision": "CoOp trains in float16 (PREC fp16), ours in float32"}
     n_context: int = 16
     class_position: str = "front"
     per_class: bool = False
@@ -46,10 +52,10 @@ class ClipPrompt(ClipDetector):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_context < 1:
-            raise ModelError(f"clip-prompt: n_context is {self.n_context}, expected at least 1 pseudo-word")
+            raise ModelError(f"{self.name}: n_context is {self.n_context}, expected at least 1 pseudo-word")
         if self.class_position not in POSITIONS:
             raise ModelError(
-                f"clip-prompt: class_position is {self.class_position!r}, expected one of {POSITIONS}"
+                f"{self.name}: class_position is {self.class_position!r}, expected one of {POSITIONS}"
             )
 
     def words(self) -> list[str]:
@@ -91,43 +97,38 @@ class ClipPrompt(ClipDetector):
         ids = side.tokenizer(self.init, add_special_tokens=False).input_ids
         known = ids and not (side.tokenizer.unk_token_id in ids and side.tokenizer.unk_token not in self.init)
         if not known:
-            raise ModelError(f"clip-prompt: init is {self.init!r}, expected random or words of the tokenizer")
+            raise ModelError(f"{self.name}: init is {self.init!r}, expected random or words of the tokenizer")
         weight = side.tower.get_input_embeddings().weight
         return weight[[ids[i % self.n_context % len(ids)] for i in range(n)]].float()
 
-    def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
+    def _text_module(self) -> nn.Module:
         self.side_ = self.attach()
-        self._fit_head(_Head(self.side_, self.texts(), self._scale()), train, validation, progress)
-        self._settle()
-
-    def _settle(self) -> None:
-        with torch.inference_mode():
-            self.classifier_ = self.side_.encode(self.texts()).cpu().clone()
+        return PromptedTexts(self.side_, self.texts())
 
     def _save(self, folder: Path) -> None:
+        super()._save(folder)
         save_adapter(self.side_.tower, folder / "adapter")
 
     def _load(self, folder: Path) -> None:
+        super()._load(folder)
         side = TextSide.copy_of(self.backbone_)
+        at = adapter_folder(folder / "adapter")
         try:
-            side.tower = soft_prompts.load(
-                side.tower, side.tokenizer, self.words(), adapter_folder(folder / "adapter")
-            )
+            side.tower = soft_prompts.load(side.tower, side.tokenizer, self.words(), at)
         except ModelError as error:
-            raise ModelError(f"clip-prompt: {error}") from error
+            raise ModelError(f"{self.name}: {error}") from error
         self.side_ = side.to(self.backbone_.device)
-        self._settle()
 
 
-class _Head(nn.Module):
-    """Features (b, P) -> logits (b, 2), through the text tower."""
+class PromptedTexts(nn.Module):
+    """Embeddings of texts with pseudo-words, encoded at each call, because the pseudo-words change."""
 
-    def __init__(self, side: TextSide, texts: list[str], scale: float):
+    def __init__(self, side: TextSide, texts: list[str]):
         super().__init__()
-        self.side, self.texts, self.scale = side, texts, scale
+        self.side, self.texts = side, texts
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.scale * normalize(features, dim=-1) @ self.side.encode(self.texts).T
+    def forward(self) -> torch.Tensor:
+        return self.side.encode(self.texts)
 
 
 def place_class_word(word: str, context: list[str], position: str) -> str:

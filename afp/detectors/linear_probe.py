@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 from zlib import crc32
@@ -12,13 +12,29 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..data.preprocess import check_perturbation
+from ..data.loader import worker_count
+from ..data.preprocess import Normalisation, check_perturbation
 from ..errors import ModelError
 from ..models.backbones import load_backbone
 from ..models.features import extract
+from ..models.training import Recipe
 from .base import Detector
-from .clip import Views, fit_head, paper_recipe
+from .clip import (
+    DIFFERENCES,
+    PAPER_BACKBONE,
+    SOURCES,
+    OnPixels,
+    Preset,
+    explain,
+    fit_logits,
+    image_set,
+    published_recipe,
+)
 from .logistic import C_GRID, Logistic, fit_best
+
+_CODE = "train_linear.py, models.py"
+PAPER = Preset(published_recipe(lr=3e-3, momentum=0.0, weight_decay=0.0, warmup_epochs=0), True)
+PAPER_STD = 0.01  # of the weights that the paper's layer starts from
 
 
 @dataclass
@@ -35,9 +51,9 @@ class LinearProbe(Detector):
         c: inverse regularisation strengths to choose from.
         augment: perturbations. Each training and validation image is then used twice: as it is, and under one of
             these, drawn by its hash. The threshold is chosen on clean images all the same.
-        recipe: ``logistic``, scikit-learn's; ``paper``, CLIPping the Deception's: a linear layer with an output a
-            class on the image embedding, SGD 3e-3, two epochs, drawn from ``n_views`` random crops of an image.
-        seed: of the paper's recipe.
+        preset: ``demo``, scikit-learn's logistic regression; ``paper``, CLIPping the Deception's: a linear layer with an
+            output a class on the image embedding, trained on pixels (see `explain_recipe`).
+        seed: of the paper's training.
     """
 
     name: ClassVar[str] = "linear-probe"
@@ -45,8 +61,7 @@ class LinearProbe(Detector):
     block: str = "auto"
     c: tuple[float, ...] = C_GRID
     augment: tuple[str, ...] = ()
-    recipe: str = "logistic"
-    n_views: int = 2
+    preset: str = "demo"
     seed: int = 17
 
     def __post_init__(self) -> None:
@@ -62,30 +77,53 @@ class LinearProbe(Detector):
         self.augment = tuple(dict.fromkeys(check_perturbation(spec) for spec in self.augment))
         if "none" in self.augment:
             raise ModelError("linear-probe: augment holds 'none', expected perturbations that change images")
-        if self.recipe not in ("logistic", "paper"):
-            raise ModelError(f"linear-probe: recipe is {self.recipe!r}, expected logistic or paper")
-        if self.recipe == "paper" and (self.block not in ("auto", "embedding") or self.augment):
+        if self.preset == "paper" and (self.block not in ("auto", "embedding") or self.augment):
             raise ModelError(
-                f"linear-probe: block is {self.block!r}, augment {self.augment}: the paper's recipe reads the"
+                f"linear-probe: block is {self.block!r}, augment {self.augment}: the paper's preset reads the"
                 " embedding of random crops"
             )
+
+    def default_normalisation(self) -> Normalisation:
+        """The preset's."""
+        if self.preset not in ("demo", "paper"):
+            raise ModelError(f"linear-probe: preset is {self.preset!r}, expected demo or paper")
+        return PAPER.normalisation if self.preset == "paper" else Normalisation()
+
+    def settings(self) -> dict[str, object]:
+        """Setting -> value of all that a fit depends on, but for its images."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)} | {
+            "normalisation": self.normalisation.key
+        }
+        if self.preset == "demo":
+            return own | {"augmentation": self.augment or "none", "loss": "logistic, balanced, L2 by c"}
+        return own | asdict(self.recipe()) | PAPER.settings() | {"weights": f"N(0, {PAPER_STD}), bias 0"}
+
+    def explain_recipe(self) -> pd.DataFrame:
+        """Where the settings come from, and where they differ from the published ones: see `afp.detectors.clip.explain`."""
+        published = LinearProbe(backbone=PAPER_BACKBONE, preset="paper").settings()
+        sources = SOURCES | dict.fromkeys(asdict(PAPER.recipe), _CODE) | {"weights": _CODE, "block": _CODE}
+        views = "the original resizes to 224 x 224, flips, and scales, turns, shifts or cuts out (imgaug)"
+        return explain(self.settings(), published, sources, DIFFERENCES | {"augmentation": views})
+
+    def recipe(self) -> Recipe:
+        """Of the preset ``paper``."""
+        return replace(PAPER.recipe, seed=self.seed)
 
     @property
     def n_trainable(self) -> int:
         """Width of the features + 1; the paper's layer has one such output a class."""
-        if self.recipe == "paper":
+        if self.preset == "paper":
             return 2 * (load_backbone(self.backbone).embedding_dim + 1)
         return self.model_.size
 
-    def _features(self, frame: pd.DataFrame, perturbation: str, progress: bool, view: int = 0) -> np.ndarray:
-        output = "embedding" if self.block == "embedding" or self.recipe == "paper" else "cls"
+    def _features(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
+        output = "embedding" if self.block == "embedding" or self.preset == "paper" else "cls"
         return extract(
             frame,
             load_backbone(self.backbone),
             output,
             normalisation=self.normalisation,
             perturbation=perturbation,
-            view=view,
             progress=progress,
         )
 
@@ -99,24 +137,24 @@ class LinearProbe(Detector):
         x = [self._features(part, spec, progress) for spec, part in parts.items()]
         return np.concatenate(x), np.concatenate([part["label"] for part in parts.values()])
 
-    def _fit_paper(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
-        views = range(1, self.n_views + 1) if self.n_views else [0]
-        x = np.stack([self._features(train, "none", progress, view) for view in views])
-        x_val = self._features(validation, "none", progress)[None]
-        sets = [
-            Views(torch.from_numpy(v), f["label"].to_numpy()) for v, f in ((x, train), (x_val, validation))
-        ]
+    def _fit_paper(self, train: pd.DataFrame, progress: bool) -> None:
+        backbone, recipe = load_backbone(self.backbone), self.recipe()
         torch.manual_seed(self.seed)
-        layer = torch.nn.Linear(x.shape[-1], 2).to(load_backbone(self.backbone).device)
-        self.history_ = fit_head(layer, *sets, paper_recipe(lr=3e-3, seed=self.seed), progress)
+        layer = torch.nn.Linear(backbone.embedding_dim, 2)
+        torch.nn.init.normal_(layer.weight, std=PAPER_STD)
+        torch.nn.init.zeros_(layer.bias)
+        data = image_set(train, backbone, self.normalisation, PAPER, self.seed)
+        workers = worker_count(backbone.device)
+        model = OnPixels(backbone, layer)
+        self.history_ = fit_logits(model, data, None, recipe, num_workers=workers, progress=progress)
         weight, bias = (p.detach().cpu().double().numpy() for p in (layer.weight, layer.bias))
-        plain = np.zeros(x.shape[-1]), np.ones(x.shape[-1])
+        plain = np.zeros(weight.shape[1]), np.ones(weight.shape[1])
         self.model_ = Logistic(*plain, weight[1] - weight[0], bias[1:] - bias[:1])
         self.block_ = self.c_ = None
 
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
-        if self.recipe == "paper":
-            self._fit_paper(train, validation, progress)
+        if self.preset == "paper":
+            self._fit_paper(train, progress)
             return
         (x, y), (x_val, y_val) = (self._augmented(f, progress) for f in (train, validation))
         if self.block == "embedding":

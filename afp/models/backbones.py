@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
+    BaseImageProcessor,
     CLIPModel,
     CLIPVisionModelWithProjection,
+    PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     VisionTextDualEncoderModel,
 )
 from transformers.utils import logging as hf_logging
@@ -52,13 +58,14 @@ class Backbone:
 
     name: str
     model: PreTrainedModel
-    image_processor: object
-    tokenizer: object | None
+    image_processor: BaseImageProcessor
+    tokenizer: PreTrainedTokenizerBase | None
     device: torch.device
     dtype: torch.dtype
 
     @property
-    def vision_config(self):
+    def vision_config(self) -> PreTrainedConfig:
+        """The image tower's part of the model's config."""
         config = self.model.config
         return getattr(config, "vision_config", config)
 
@@ -73,9 +80,19 @@ class Backbone:
         return self.vision_config.num_hidden_layers
 
     @property
+    def image_size(self) -> int:
+        """Side of the tower's input in pixels."""
+        return self.vision_config.image_size
+
+    @property
     def embedding_dim(self) -> int:
         """P: width of the projected image embedding."""
         return self.model.visual_projection.out_features
+
+    @property
+    def revision(self) -> str:
+        """The commit of the hub that the weights came from; empty for a folder."""
+        return getattr(self.model.config, "_commit_hash", None) or ""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -130,53 +147,89 @@ class Backbone:
         return int(number)
 
 
-def load_backbone(name: str, device: str | None = None, dtype: str | torch.dtype = "auto") -> Backbone:
+def load_backbone(
+    name: str, device: str | None = None, dtype: str | torch.dtype = "auto", drop_blocks: int = 0
+) -> Backbone:
     """Load a frozen backbone, once a process.
 
     Args:
         name: ``demo-clip``; an alias (``clip-vit-l14``, ``clip-vit-b32``); any hub name or folder of a CLIP model,
-            a CLIP vision tower with projection, or a vision-text dual encoder.
+            a CLIP vision tower with projection, or a vision-text dual encoder. ``NAME@REVISION`` takes a branch, tag
+            or commit of the hub's.
         device: torch device; default the accelerator, else the CPU.
         dtype: torch dtype or its name; ``auto`` is bfloat16 on a GPU that has it, else float32.
+        drop_blocks: last blocks of the image tower that are cut off; its final norm, its projection and all weights
+            stay those of the whole one.
     Raises:
-        ModelError: not found, not downloadable, or not CLIP-like.
+        ModelError: not found, not downloadable, not CLIP-like, some of its weights are missing, or it has too few blocks.
     """
-    device = torch.device(device) if device else best_device()
+    where = torch.device(device) if device else best_device()
     if dtype == "auto":
-        dtype = best_dtype(device)
+        dtype = best_dtype(where)
     elif isinstance(dtype, str):
-        dtype = getattr(torch, dtype, None)
+        dtype = getattr(torch, dtype, dtype)
     if not isinstance(dtype, torch.dtype):
         raise ModelError(f"dtype: {dtype!r}, expected auto, float32, bfloat16 or float16")
-    return _load(name, device, dtype)
+    return _load(name, where, dtype) if drop_blocks == 0 else _cut(name, where, dtype, drop_blocks)
+
+
+@cache
+def _cut(name: str, device: torch.device, dtype: torch.dtype, n: int) -> Backbone:
+    whole = _load(name, device, dtype)
+    if not 0 < n < whole.n_blocks:
+        raise ModelError(f"backbone {name}: cannot drop {n} of {whole.n_blocks} blocks")
+    shared = {id(p): p for p in whole.model.parameters()}
+    cut = replace(whole, name=f"{name} without {n} blocks", model=copy.deepcopy(whole.model, shared))
+    cut.model.vision_model.encoder.layers = cut.model.vision_model.encoder.layers[: whole.n_blocks - n]
+    cut.vision_config.num_hidden_layers -= n
+    return cut
 
 
 @cache
 def _load(name: str, device: torch.device, dtype: torch.dtype) -> Backbone:
     source = ALIASES.get(name, name)
+    revision = None
     if name == "demo-clip":
         source = str(backbone_folder(name))
         if not Path(source, "config.json").is_file():
             raise ModelError(f"backbone demo-clip: no weights in {source}; build them with `afp demo`")
     if Path(source).is_dir():
         hf_logging.disable_progress_bar()  # a bar is for downloads, not for reading a folder
+    elif "@" in name:
+        source, _, revision = name.rpartition("@")
+        source = ALIASES.get(source, source)
+    where = {
+        "pretrained_model_name_or_path": source,
+        "revision": revision or "main",
+        "trust_remote_code": False,
+    }
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(**where)
         if config.model_type not in CLASSES:
             raise ModelError(f"backbone {name}: a {config.model_type} model, expected {' | '.join(CLASSES)}")
-        # Parameters in float32 on disk would be doubled in memory if they were cast after loading.
-        model = CLASSES[config.model_type].from_pretrained(source, dtype=dtype, use_safetensors=True)
-        processor = AutoImageProcessor.from_pretrained(source, backend="pil")
-    except (OSError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
+        model = read_weights(CLASSES[config.model_type], name, dtype=dtype, **where)
+        processor = AutoImageProcessor.from_pretrained(backend="pil", **where)
+        tokenizer = None
+        if config.model_type != "clip_vision_model":
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+    except ModelError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"backbone {name}: cannot load {source} ({reason}); expected a hub name that this machine can "
             "download or has cached, or a folder written by save_pretrained"
         ) from error
-    tokenizer = None
-    if config.model_type != "clip_vision_model":
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    model.requires_grad_(False).eval().to(device)
-    return Backbone(name, model, processor, tokenizer, device, dtype)
+    return Backbone(name, model.to(device), processor, tokenizer, device, dtype)
+
+
+def read_weights(cls: type[PreTrainedModel], name: str, **options: Any) -> PreTrainedModel:
+    """A frozen model by transformers' ``from_pretrained(**options)``, from safetensors alone.
+
+    Raises:
+        ModelError: weights are missing, which transformers would draw at random.
+    """
+    model, report = cls.from_pretrained(use_safetensors=True, output_loading_info=True, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(f"backbone {name}: {len(missing)} weights are missing, such as {missing[0]}")
+    return model.requires_grad_(False).eval()
