@@ -65,8 +65,9 @@ def open_image(path: str | Path, digest: str = "") -> Image.Image:
     Args:
         digest: hex SHA-256 that the file's bytes must have; empty for any.
     Raises:
-        ImageError: the file is another than that of ``digest``, missing, not a regular file, empty, cut short within the first frame, damaged,
-            disguised as another format, over 256 MiB or 100 million pixels, or a side is under 16 pixels.
+        ImageError: the file is another than that of ``digest``, missing, not a regular file, empty, cut short within
+            the first frame, damaged, disguised as another format, over 256 MiB or 100 million pixels, or a side is
+            under 16 pixels.
     """
     name = printable(path)
     expected = FORMAT_OF.get(Path(path).suffix.lower())

@@ -29,35 +29,18 @@ from .base import Detector
 
 BATCH = 64  # embeddings scored at a time
 PIXEL_BATCH = 16  # images validated at a time
-PAPER_BACKBONE = "clip-vit-l14"
 
 
 @dataclass(frozen=True)
 class Preset:
     """A recipe, and whether all around it is as published too.
 
-    ``published``: the file's own pixels, a fresh random crop and mirroring at each step, an unweighted loss, the last
-    epoch. Else: normalised pixels as they are, both classes weigh the same, the epoch that is best on validation.
+    ``published``: the file's own pixels, a fresh random crop and flip at each step, an unweighted loss, the last epoch.
+    Else: normalised pixels as they are, both classes weigh the same, the epoch that is best on validation.
     """
 
     recipe: Recipe
     published: bool = False
-
-    @property
-    def normalisation(self) -> Normalisation:
-        """Of all images, where the config does not say."""
-        return IDENTITY if self.published else Normalisation()
-
-    def settings(self) -> dict[str, object]:
-        """What stands around the recipe, for `explain`."""
-        if not self.published:
-            return {
-                "augmentation": "none",
-                "loss": "cross-entropy, balanced",
-                "kept epoch": "best on validation",
-            }
-        views = "random crop of .08 to 1 of the area, flip, drawn anew at each step"
-        return {"augmentation": views, "loss": "cross-entropy", "kept epoch": "last"}
 
 
 def published_recipe(**changes: Any) -> Recipe:
@@ -67,108 +50,30 @@ def published_recipe(**changes: Any) -> Recipe:
     return replace(recipe, **changes)
 
 
-# Few-shot training (16 real and 16 fake images of each of 20 categories) never leaves the warm-up's rate.
+# Few-shot training, on 320 images a class, never leaves the warm-up's rate.
 FEW_SHOT = Preset(published_recipe(lr=1e-5, epochs=20, warmup_epochs=0), True)
 PUBLISHED = {"paper": Preset(published_recipe(), True), "few-shot": FEW_SHOT}
 _CONFIG = "configs/trainers/CoOp/vit_l14_ep2.yaml (few-shot: ep20, fine-tuning: ep1)"
 # Setting -> where its published value stands, in the authors' repository.
-SOURCES = dict.fromkeys(
-    ("optimizer", "lr", "schedule", "warmup", "warmup_epochs", "warmup_lr"), f"{_CONFIG}: OPTIM"
-)
-SOURCES |= dict.fromkeys(("momentum", "weight_decay"), "Dassl's defaults") | {
-    "epochs": f"README, {_CONFIG}",
+SOURCES = {
+    **dict.fromkeys(
+        ("optimizer", "lr", "schedule", "warmup", "warmup_epochs", "warmup_lr"), f"{_CONFIG}: OPTIM"
+    ),
+    **dict.fromkeys(("momentum", "weight_decay"), "Dassl's defaults"),
+    "epochs": f"README, {_CONFIG}: OPTIM",
     "batch_size": f"{_CONFIG}: DATALOADER",
     "seed": "README: --seed 17",
     "backbone": f"{_CONFIG}: MODEL",
-    "normalisation": f"{_CONFIG}: INPUT; bicubic 224, centre crop and CLIP's statistics are the backbone's",
+    "normalisation": f"{_CONFIG}: INPUT (bicubic 224, centre crop and CLIP's statistics come with the backbone)",
     "augmentation": f"{_CONFIG}: INPUT.TRANSFORMS, of which compress_blur does nothing",
     "loss": "trainers/*.py: F.cross_entropy",
     "kept epoch": "Dassl's default, last_step",
 }
-# Setting -> how the preset `paper` still differs from the original.
+# Setting -> how even the preset `paper` differs from the original.
 DIFFERENCES = {
-    "batch_size": "Dassl drops an epoch's last batch where it is not full",
-    "normalisation": "the centre crop rounds down where torchvision rounds to even: a pixel, where sides are odd",
+    "batch_size": "Dassl leaves out an epoch's last batch where it is not full",
+    "normalisation": "the centre crop rounds down, torchvision's to even: one pixel, where the rest is odd",
 }
-
-
-def explain(
-    own: dict[str, object], published: dict[str, object], sources: dict[str, str], differences: dict[str, str]
-) -> pd.DataFrame:
-    """Where the settings of a fit come from.
-
-    Args:
-        own, published: setting -> value of this fit, and of the published one.
-        sources: setting -> where the published value stands.
-        differences: setting -> how even the published one differs from the original.
-    Returns:
-        A row a setting: ``setting``, ``value``, ``source``, ``differs`` (empty where ours is the original's).
-    """
-    rows = []
-    for setting, value in own.items():
-        if setting in published and value == published[setting]:
-            source, differs = sources.get(setting, "our choice"), differences.get(setting, "")
-        else:
-            source, differs = "our choice", f"published: {published.get(setting, 'not there')}"
-        rows.append((setting, str(value), source, differs))
-    return pd.DataFrame(rows, columns=["setting", "value", "source", "differs"])
-
-
-def image_set(
-    frame: pd.DataFrame, backbone: Backbone, normalisation: Normalisation, preset: Preset, seed: int
-) -> Labelled:
-    """Rows as pixels to train on, with the views and the weights that the preset wants."""
-    size = backbone.image_size if preset.published else 0
-    images = ImageDataset(frame, normalisation, view_size=size, seed=seed, transform=backbone.preprocess)
-    return Labelled(frame, images, weighted=not preset.published)
-
-
-def fit_logits(
-    model: nn.Module,
-    train_set: Labelled,
-    validation: Labelled | None,
-    recipe: Recipe,
-    *,
-    checkpoint: Path | None = None,
-    num_workers: int = 0,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Train what requires a gradient in ``model``, inputs -> logits (b, 2), on the weighted cross-entropy.
-
-    Args:
-        validation: the epoch with the smallest loss on it stays; without it, the last one.
-        checkpoint, num_workers: see `afp.models.training.train`; a finished fit's checkpoint is deleted.
-    Returns:
-        `afp.models.training.train`'s history.
-    """
-
-    def loss(model: nn.Module, batch: tuple) -> torch.Tensor:
-        inputs, labels, weights = batch
-        inputs = inputs if isinstance(inputs, torch.Tensor) else pixels(inputs)
-        device = next(model.parameters()).device
-        found = cross_entropy(model(inputs.to(device)), labels.to(device), reduction="none")
-        return (found * weights.to(device)).mean()
-
-    def validate(model: nn.Module) -> float:
-        batches = DataLoader(validation, size, num_workers=num_workers)
-        return -sum(loss(model, b).item() * len(b[1]) for b in batches) / len(validation)
-
-    size = 0 if validation is None else len(validation)
-    if validation is not None and isinstance(validation.inputs, ImageDataset):
-        size = PIXEL_BATCH
-    history = train(
-        model,
-        train_set,
-        loss,
-        recipe,
-        validate=validate if size and recipe.epochs > 1 else None,  # one epoch leaves nothing to choose
-        checkpoint=checkpoint,
-        num_workers=num_workers,
-        progress=progress,
-    )
-    if checkpoint is not None:
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    return history
 
 
 class OnPixels(nn.Module):
@@ -190,7 +95,7 @@ class Head(nn.Module):
 
     Args:
         adapter: of the embeddings, (b, P) -> (b, P).
-        texts: normalised text embeddings (2, P), called without arguments.
+        texts: gives the normalised text embeddings (2, P), called without arguments.
         scale: CLIP's, of the similarities.
     """
 
@@ -202,20 +107,23 @@ class Head(nn.Module):
         return self.scale * normalize(self.adapter(embeddings), dim=-1) @ self.texts().T
 
 
-class Constant(nn.Module):
-    """A tensor that stands where a module computes one."""
+class Texts(nn.Module):
+    """Normalised embeddings (n, P) of texts: encoded at each call if pseudo-words in them are trained, else once."""
 
-    def __init__(self, value: torch.Tensor):
+    def __init__(self, side: TextSide, texts: list[str], trained: bool = False):
         super().__init__()
-        self.value = nn.Buffer(value)
+        self.texts, self.side = texts, side if trained else None
+        if not trained:
+            with torch.no_grad():
+                self.embeddings = nn.Buffer(side.encode(texts))
 
     def forward(self) -> torch.Tensor:
-        return self.value
+        return self.embeddings if self.side is None else self.side.encode(self.texts)
 
 
 @dataclass
-class ClipDetector(Detector):
-    """P(fake) is the softmax over CLIP's similarity (times its logit scale) to a text of each class.
+class TowerDetector(Detector):
+    """A detector on CLIP's image tower that has presets, trained by gradient descent in at least one of them.
 
     Args:
         backbone: ``demo-clip`` (its text tower is a stand-in: see `afp.demo.text`), ``clip-vit-l14``, any hub name
@@ -241,9 +149,19 @@ class ClipDetector(Detector):
         super().__post_init__()
         self.recipe()
 
+    @property
+    def backbone_(self) -> Backbone:
+        """The frozen model, loaded once a process."""
+        return load_backbone(self.backbone)
+
+    @property
+    def published(self) -> bool:
+        """Whether the preset is a published one: see `Preset`."""
+        return self.presets[self.preset].published
+
     def default_normalisation(self) -> Normalisation:
-        """The preset's."""
-        return self.presets[self.preset].normalisation
+        """The file's own pixels for a published preset."""
+        return IDENTITY if self.published else Normalisation()
 
     def recipe(self) -> Recipe:
         """The preset's recipe with this detector's overrides. Raises ValueError naming a wrong one."""
@@ -252,24 +170,99 @@ class ClipDetector(Detector):
 
     def settings(self) -> dict[str, object]:
         """Setting -> value of all that a fit depends on, but for its images."""
-        own = {f.name: getattr(self, f.name) for f in fields(self)} | {
-            "normalisation": self.normalisation.key
-        }
-        return own | asdict(self.recipe()) | self.presets[self.preset].settings()
+        own = {f.name: getattr(self, f.name) for f in fields(self)} | asdict(self.recipe())
+        own |= {"augmentation": "none", "loss": "cross-entropy, balanced", "kept epoch": "best on validation"}
+        if self.published:
+            views = "random crop of .08 to 1 of the area and flip, drawn anew at each step"
+            own |= {"augmentation": views, "loss": "cross-entropy", "kept epoch": "last"}
+        return own | {"normalisation": self.normalisation.key}
 
     def explain_recipe(self) -> pd.DataFrame:
-        """Where the settings come from, and where they differ from the published ones: see `explain`."""
-        published = type(self)(backbone=PAPER_BACKBONE, preset="paper").settings()
-        return explain(self.settings(), published, self.sources, self.differences)
+        """Where the settings come from, and where they differ from the published ones.
 
-    @property
-    def backbone_(self) -> Backbone:
-        """The frozen model, loaded once a process."""
-        return load_backbone(self.backbone)
+        Returns:
+            A row a setting: ``setting``, ``value``, ``source``, ``differs`` (empty where ours is the original's).
+        """
+        rows, published = [], type(self)(backbone="clip-vit-l14", preset="paper").settings()
+        for setting, value in self.settings().items():
+            source, differs = self.sources.get(setting, "our choice"), self.differences.get(setting, "")
+            if value != published.get(setting):
+                source, differs = "our choice", f"published: {published.get(setting, 'not there')}"
+            rows.append((setting, str(value), source, differs))
+        return pd.DataFrame(rows, columns=["setting", "value", "source", "differs"])
+
+    def checkpoint_folder(self, train_rows: pd.DataFrame) -> Path:
+        """Where a fit on the pixels of these rows leaves its checkpoints: it goes on from them, and deletes them."""
+        content = json.dumps([self.name, self.config()], sort_keys=True)
+        content += "".join(train_rows["sha256"] + train_rows["label"].astype(str))
+        return cache_dir() / "checkpoints" / hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def _features(
+        self, frame: pd.DataFrame, perturbation: str, progress: bool, output: str = "embedding"
+    ) -> np.ndarray:
+        """What the frozen tower makes of each row: image embeddings, not normalised (n, P), or another output."""
+        options: dict[str, Any] = {"normalisation": self.normalisation, "perturbation": perturbation}
+        return extract(frame, self.backbone_, output, progress=progress, **options)
+
+    def _pixels(self, frame: pd.DataFrame) -> Labelled:
+        """Rows as the tower's input, with views and weights as the preset wants them."""
+        tower, seed = self.backbone_, self.recipe().seed
+        size = tower.image_size if self.published else 0
+        images = ImageDataset(
+            frame, self.normalisation, view_size=size, seed=seed, transform=tower.preprocess
+        )
+        return Labelled(frame, images, weighted=not self.published)
+
+    def _train_head(
+        self, head: nn.Module, train: pd.DataFrame, validation: pd.DataFrame, progress: bool
+    ) -> None:
+        """Train a module, embeddings (b, P) -> logits (b, 2): on cached ones, or on those of fresh random views."""
+        if self.published:
+            self._train_on_pixels(OnPixels(self.backbone_, head), train, validation, progress)
+        else:
+            sets = [Labelled(f, self._features(f, "none", progress)) for f in (train, validation)]
+            self._train(head, sets, len(validation), progress=progress)
+
+    def _train_on_pixels(
+        self, model: nn.Module, train: pd.DataFrame, validation: pd.DataFrame, progress: bool
+    ) -> None:
+        """Train a module, pixels (b, 3, h, w) -> logits (b, 2); a fit that was stopped goes on from its checkpoint."""
+        folder, workers = self.checkpoint_folder(train), worker_count(self.backbone_.device)
+        sets = [self._pixels(f) for f in (train, validation)]
+        self._train(model, sets, PIXEL_BATCH, checkpoint=folder, num_workers=workers, progress=progress)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _train(
+        self, model: nn.Module, sets: list[Labelled], size: int, num_workers: int = 0, **options: Any
+    ) -> None:
+        def loss(model: nn.Module, batch: tuple) -> torch.Tensor:
+            inputs, labels, weights = batch
+            device = next(model.parameters()).device
+            inputs = inputs if isinstance(inputs, torch.Tensor) else pixels(inputs)
+            found = cross_entropy(model(inputs.to(device)), labels.to(device), reduction="none")
+            return (found * weights.to(device)).mean()
+
+        def validate(model: nn.Module) -> float:
+            batches: DataLoader = DataLoader(sets[1], size, num_workers=num_workers)
+            return -sum(loss(model, b).item() * len(b[1]) for b in batches) / len(sets[1])
+
+        last = self.published or self.recipe().epochs == 1  # one epoch leaves nothing to choose
+        options |= {"validate": None if last else validate, "num_workers": num_workers}
+        self.history_ = train(model, sets[0], loss, self.recipe(), **options)
+
+
+@dataclass
+class ClipDetector(TowerDetector):
+    """P(fake) is the softmax over CLIP's similarity (times its logit scale) to a text of each class."""
 
     def texts(self) -> list[str]:
         """The text of each class, in the order of the labels."""
         raise NotImplementedError
+
+    @property
+    def n_trainable(self) -> int:
+        """Numbers of the adapter, if there is one."""
+        return sum(p.numel() for p in self._adapter().parameters())
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Scaled similarities to both classes' texts, float64, with a gradient: embeddings (n, P) -> (n, 2)."""
@@ -280,50 +273,31 @@ class ClipDetector(Detector):
         # Not `@`, for the same reason.
         return self._scale() * (normalize(adapted.double(), dim=-1)[:, None] * classifier.double()).sum(-1)
 
-    def checkpoint_folder(self, train_rows: pd.DataFrame) -> Path:
-        """Where a fit on these rows' pixels leaves its checkpoints: it goes on from them, and deletes them at its end."""
-        content = json.dumps([self.name, self.config()], sort_keys=True)
-        content += "".join(train_rows["sha256"] + train_rows["label"].astype(str))
-        return cache_dir() / "checkpoints" / hashlib.sha256(content.encode()).hexdigest()[:16]
-
     def _adapter(self) -> nn.Module:
         """What stands between image embedding (b, P) and comparison; as it is before training."""
         return nn.Identity()
 
-    def _text_module(self) -> nn.Module:
-        """Gives the normalised embeddings of both classes' texts (2, P); as it is before training."""
-        with torch.inference_mode():
-            embeddings = TextSide.copy_of(self.backbone_).encode(self.texts())
-        return Constant(embeddings.cpu().clone())
-
-    def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
-        texts, recipe, preset = self._text_module(), self.recipe(), self.presets[self.preset]
-        torch.manual_seed(recipe.seed)
-        head = Head(self._adapter(), texts, self._scale())
-        if preset.published:
-            data = image_set(train, self.backbone_, self.normalisation, preset, recipe.seed)
-            options: dict[str, Any] = {"checkpoint": self.checkpoint_folder(train), "progress": progress}
-            workers = worker_count(self.backbone_.device)
-            model = OnPixels(self.backbone_, head)
-            self.history_ = fit_logits(model, data, None, recipe, num_workers=workers, **options)
-        else:
-            sets = [Labelled(f, self._embeddings(f, "none", progress)) for f in (train, validation)]
-            self.history_ = fit_logits(head, *sets, recipe, progress=progress)
-        self.adapter_ = head.adapter.requires_grad_(False)
-        with torch.inference_mode():
-            self.classifier_ = texts().cpu().clone()
-
-    def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        features = self._embeddings(frame, perturbation, progress)
-        return self.logits(features).softmax(-1)[:, 1].cpu().numpy()
+    def _text_module(self) -> Texts:
+        """The embeddings of both classes' texts; as they are before training."""
+        return Texts(TextSide.copy_of(self.backbone_), self.texts())
 
     def _scale(self) -> float:
         return float(self.backbone_.model.logit_scale.exp())
 
-    def _embeddings(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> torch.Tensor:
-        """Image embeddings, not normalised: (n, P)."""
-        options: dict[str, Any] = {"normalisation": self.normalisation, "perturbation": perturbation}
-        return torch.from_numpy(extract(frame, self.backbone_, "embedding", progress=progress, **options))
+    def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
+        texts = self._text_module()
+        torch.manual_seed(self.recipe().seed)
+        head = Head(self._adapter(), texts, self._scale())
+        self._train_head(head, train, validation, progress)
+        self._settle(head.adapter, texts)
+
+    @torch.no_grad()
+    def _settle(self, adapter: nn.Module, texts: Texts) -> None:
+        self.adapter_, self.classifier_ = adapter.requires_grad_(False), texts().cpu().clone()
+
+    def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
+        features = torch.from_numpy(self._features(frame, perturbation, progress))
+        return self.logits(features).softmax(-1)[:, 1].cpu().numpy()
 
     def _save(self, folder: Path) -> None:
         state = {k: v.cpu().contiguous() for k, v in self.adapter_.state_dict().items()}

@@ -30,11 +30,29 @@ class Bottleneck(nn.Module):
 
 
 @dataclass
-class ClipAdapter(ClipDetector):
-    """A residual bottleneck on the image embedding (Gao et al., CLIP-Adapter, 2021, as in CLIPping the Deception).
+class AdaptedClip(ClipDetector):
+    """A bottleneck behind the image embedding.
 
     Args, besides `ClipDetector`'s:
         ratio: share of the bottleneck's output; the rest is CLIP's own embedding.
+    """
+
+    ratio: float = 0.4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.ratio <= 1:
+            raise ModelError(f"{self.name}: ratio is {self.ratio}, expected above 0 and at most 1")
+
+    def _adapter(self) -> nn.Module:
+        return Bottleneck(self.backbone_.embedding_dim, self.ratio)
+
+
+@dataclass
+class ClipAdapter(AdaptedClip):
+    """A residual bottleneck on the image embedding (Gao et al., CLIP-Adapter, 2021, as in CLIPping the Deception).
+
+    Args, besides `AdaptedClip`'s:
         template: text of a class, ``{}`` is the class word.
     """
 
@@ -44,34 +62,13 @@ class ClipAdapter(ClipDetector):
         **PUBLISHED,
     }
     sources: ClassVar = SOURCES | dict.fromkeys(("ratio", "template"), "trainers/clip_adapter.py")
-    ratio: float = 0.4
     template: str = "a {} photo."
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio(self.name, self.ratio)
         if self.template.count("{}") != 1:
             raise ModelError(f"clip-adapter: template is {self.template!r}, expected a text with one {{}}")
 
     def texts(self) -> list[str]:
         """The template with each class word."""
         return [self.template.format(word) for word in CLASSES]
-
-    @property
-    def n_trainable(self) -> int:
-        """P x P/2, twice."""
-        return count_bottleneck(self.backbone_.embedding_dim)
-
-    def _adapter(self) -> nn.Module:
-        return Bottleneck(self.backbone_.embedding_dim, self.ratio)
-
-
-def check_ratio(name: str, ratio: float) -> None:
-    """Raises ModelError if it is no share of a bottleneck's output."""
-    if not 0 < ratio <= 1:
-        raise ModelError(f"{name}: ratio is {ratio}, expected above 0 and at most 1")
-
-
-def count_bottleneck(width: int) -> int:
-    """Numbers in a `Bottleneck`."""
-    return 2 * width * (width // 2)

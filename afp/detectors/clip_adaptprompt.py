@@ -6,29 +6,29 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pandas as pd
-from torch import nn
+import torch
 
 from ..errors import ModelError
 from ..models.backbones import Backbone, load_backbone
 from ..models.training import Recipe
 from .clip import FEW_SHOT, SOURCES, Preset, published_recipe
-from .clip_adapter import Bottleneck, check_ratio, count_bottleneck
+from .clip_adapter import AdaptedClip
 from .clip_prompt import ClipPrompt
 
-_FORK = "first author's development code, trainers/adapter_prompt.py"
+READ = ("class_position", "per_class", "init", "ratio", "drop_blocks", "epochs", "schedule")
 
 
 @dataclass
-class ClipAdaptPrompt(ClipPrompt):
-    """AdaptPrompt (Jiang et al., arXiv 2512.17730): a context for each class and a bottleneck, one loss, one optimizer.
+class ClipAdaptPrompt(AdaptedClip, ClipPrompt):
+    """AdaptPrompt (Jiang et al., arXiv 2512.17730): a context for each class and a bottleneck under one loss.
 
-    The abstract says that both are trained while CLIP is frozen, and that cutting the last block of the image tower
-    helps. The method section could not be read; the rest is the first author's development code, which may differ from
-    the paper: the bottleneck's output replaces the embedding (``ratio`` 1), the context stands before the class word,
-    and no full stop behind it. Unknown: the number of pseudo-words (16 is CLIPping the Deception's), the epochs (10 in
-    the one configuration that could be read), and which norm follows a cut block (here the final one, and the
-    projection). Not taken over: positions beyond the text tower's length, a text that is read off before the class
-    word, and a cut of the last block that cuts nothing.
+    Stated by the abstract: CLIP is frozen, both are trained together, and cutting the last block of the image tower
+    helps. The method section could not be read. All else is the first author's development code, which may differ
+    from the paper: the bottleneck's output replaces the embedding (``ratio`` 1), the context stands before the class
+    word, no full stop behind it. Unknown: the number of pseudo-words (16 is CLIPping the Deception's), the epochs (10
+    in the one configuration that could be read), what follows a cut block (here the final norm and the projection).
+    Not taken over: positions past the text tower's length, a text that is read off before its class word, a cut
+    that cuts nothing.
 
     Args, besides `ClipPrompt`'s:
         ratio: share of the bottleneck's output; CLIP-Adapter's is .4.
@@ -42,7 +42,7 @@ class ClipAdaptPrompt(ClipPrompt):
         "few-shot": FEW_SHOT,
     }
     sources: ClassVar = SOURCES | dict.fromkeys(
-        ("class_position", "per_class", "init", "ratio", "drop_blocks", "epochs", "schedule"), _FORK
+        READ, "the first author's trainers/adapter_prompt.py and its config"
     )
     class_position: str = "end"
     per_class: bool = True
@@ -51,7 +51,6 @@ class ClipAdaptPrompt(ClipPrompt):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ratio(self.name, self.ratio)
         if self.drop_blocks < 0:
             raise ModelError(f"{self.name}: drop_blocks is {self.drop_blocks}, expected 0 or more")
 
@@ -64,18 +63,9 @@ class ClipAdaptPrompt(ClipPrompt):
         """The text of each class, in the order of the labels."""
         return [text.removesuffix(".") for text in super().texts()]
 
-    @property
-    def n_trainable(self) -> int:
-        """2 M times the width of the text tower, and P x P/2, twice."""
-        return super().n_trainable + count_bottleneck(self.backbone_.embedding_dim)
-
-    def _adapter(self) -> nn.Module:
-        return Bottleneck(self.backbone_.embedding_dim, self.ratio)
-
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
         super()._fit(train, validation, progress)
-        device = self.backbone_.device
-        adapted = self.adapter_.to(device)(self._embeddings(validation, "none", progress).to(device))
+        adapted = self.adapter_.cpu()(torch.from_numpy(self._features(validation, "none", progress)))
         if empty := int((adapted == 0).all(1).sum()):  # behind a last ReLU nothing may be left
             raise ModelError(
                 f"{self.name}: the adapter leaves nothing of {empty} of {len(adapted)} validation images;"

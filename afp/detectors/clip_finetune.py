@@ -14,11 +14,10 @@ from torch import nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
-from ..data.loader import worker_count
 from ..models.backbones import Backbone, load_backbone, read_weights
 from ..models.text_tower import CLASSES, TextSide, check_text
 from ..models.training import Recipe
-from .clip import FEW_SHOT, ClipDetector, Preset, fit_logits, image_set, published_recipe
+from .clip import FEW_SHOT, ClipDetector, Preset, published_recipe
 
 
 @dataclass
@@ -58,28 +57,17 @@ class ClipFinetune(ClipDetector):
 
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
         self.__dict__.pop("tuned_", None)
-        frozen, recipe, preset = self.backbone_, self.recipe(), self.presets[self.preset]
+        frozen = self.backbone_
         check_text(frozen)
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(self.recipe().seed)
         model = self._trainable(copy.deepcopy(frozen.model).float())
-        sets = [image_set(f, frozen, self.normalisation, preset, recipe.seed) for f in (train, validation)]
-        self.history_ = fit_logits(
-            BothTowers(model, frozen, self.texts()),
-            sets[0],
-            None if preset.published else sets[1],
-            recipe,
-            checkpoint=self.checkpoint_folder(train),
-            num_workers=worker_count(frozen.device),
-            progress=progress,
-        )
-        self._settle(frozen, model)
+        self._train_on_pixels(BothTowers(model, frozen, self.texts()), train, validation, progress)
+        self._tuned(frozen, model)
 
-    def _settle(self, frozen: Backbone, model: PreTrainedModel) -> None:
+    def _tuned(self, frozen: Backbone, model: PreTrainedModel) -> None:
         model.requires_grad_(False).eval().to(frozen.device)
         self.tuned_ = replace(frozen, name=f"{frozen.name}, tuned", model=model, dtype=torch.float32)
-        self.adapter_ = nn.Identity()
-        with torch.inference_mode():
-            self.classifier_ = TextSide.copy_of(self.tuned_).encode(self.texts()).cpu().clone()
+        self._settle(self._adapter(), self._text_module())
 
     def _save(self, folder: Path) -> None:
         for part in (self.tuned_.model, self.tuned_.image_processor, self.tuned_.tokenizer):
@@ -90,7 +78,7 @@ class ClipFinetune(ClipDetector):
         if not (source / "config.json").is_file():
             raise FileNotFoundError(errno.ENOENT, "no model", str(source))
         options = {"pretrained_model_name_or_path": str(source), "trust_remote_code": False}
-        self._settle(base, read_weights(type(base.model), str(source), dtype=torch.float32, **options))
+        self._tuned(base, read_weights(type(base.model), str(source), dtype=torch.float32, **options))
 
 
 class BothTowers(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -67,10 +68,8 @@ class ClipLora(ClipFinetune):
         save_adapter(self.tuned_.model.vision_model, folder / "adapter")
 
     def _load(self, folder: Path) -> None:
-        import copy
-
         base = load_backbone(self.backbone)
         model = copy.deepcopy(base.model).float()
         at = str(adapter_folder(folder / "adapter"))
         model.vision_model = PeftModel.from_pretrained(model.vision_model, at)
-        self._settle(base, model)
+        self._tuned(base, model)

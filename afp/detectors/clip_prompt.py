@@ -8,14 +8,13 @@ from typing import ClassVar
 
 import pandas as pd
 import torch
-from torch import nn
 
 from ..errors import ModelError
 from ..models import soft_prompts
 from ..models.soft_prompts import adapter_folder, save_adapter
 from ..models.text_tower import CLASSES, TextSide, check_text
 from ..models.training import Recipe
-from .clip import DIFFERENCES, PUBLISHED, SOURCES, ClipDetector, Preset
+from .clip import DIFFERENCES, PUBLISHED, SOURCES, ClipDetector, Preset, Texts
 
 POSITIONS = ("front", "middle", "end")
 
@@ -73,9 +72,12 @@ class ClipPrompt(ClipDetector):
 
     @property
     def n_trainable(self) -> int:
-        """M (or 2 M) times the width of the text tower."""
+        """M (or 2 M) times the width of the text tower, and the adapter's, if there is one."""
         check_text(self.backbone_)
-        return len(self.words()) * self.backbone_.model.text_model.get_input_embeddings().embedding_dim
+        return (
+            super().n_trainable
+            + len(self.words()) * self.backbone_.model.text_model.get_input_embeddings().embedding_dim
+        )
 
     def attach(self) -> TextSide:
         """A copy of the backbone's text side whose pseudo-words, fresh, are all that requires a gradient."""
@@ -101,9 +103,9 @@ class ClipPrompt(ClipDetector):
         weight = side.tower.get_input_embeddings().weight
         return weight[[ids[i % self.n_context % len(ids)] for i in range(n)]].float()
 
-    def _text_module(self) -> nn.Module:
+    def _text_module(self) -> Texts:
         self.side_ = self.attach()
-        return PromptedTexts(self.side_, self.texts())
+        return Texts(self.side_, self.texts(), trained=True)
 
     def _save(self, folder: Path) -> None:
         super()._save(folder)
@@ -118,17 +120,6 @@ class ClipPrompt(ClipDetector):
         except ModelError as error:
             raise ModelError(f"{self.name}: {error}") from error
         self.side_ = side.to(self.backbone_.device)
-
-
-class PromptedTexts(nn.Module):
-    """Embeddings of texts with pseudo-words, encoded at each call, because the pseudo-words change."""
-
-    def __init__(self, side: TextSide, texts: list[str]):
-        super().__init__()
-        self.side, self.texts = side, texts
-
-    def forward(self) -> torch.Tensor:
-        return self.side.encode(self.texts)
 
 
 def place_class_word(word: str, context: list[str], position: str) -> str:

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import pandas as pd
 import torch
-from torch import nn
 from torch.nn.functional import normalize
 
 from ..errors import ModelError
@@ -49,14 +48,8 @@ class ClipZeroShot(ClipDetector):
         if len(set(self.words)) != 2:
             raise ModelError(f"{self.name}: words are {self.words}, expected two, real's and fake's")
 
-    @property
-    def n_trainable(self) -> int:
-        """Nothing is trained."""
-        return 0
-
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
         side = TextSide.copy_of(self.backbone_)
-        with torch.inference_mode():
+        with torch.no_grad():
             means = [side.encode([t.format(word) for t in self.templates]).mean(0) for word in self.words]
-            self.classifier_ = normalize(torch.stack(means), dim=-1).cpu().clone()
-        self.adapter_ = nn.Identity()
+        self.adapter_, self.classifier_ = self._adapter(), normalize(torch.stack(means), dim=-1).cpu()

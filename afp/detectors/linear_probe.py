@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 from zlib import crc32
@@ -11,58 +11,48 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
-from ..data.loader import worker_count
-from ..data.preprocess import Normalisation, check_perturbation
+from ..data.preprocess import check_perturbation
 from ..errors import ModelError
-from ..models.backbones import load_backbone
-from ..models.features import extract
 from ..models.training import Recipe
-from .base import Detector
-from .clip import (
-    DIFFERENCES,
-    PAPER_BACKBONE,
-    SOURCES,
-    OnPixels,
-    Preset,
-    explain,
-    fit_logits,
-    image_set,
-    published_recipe,
-)
+from .clip import DIFFERENCES, SOURCES, Preset, TowerDetector, published_recipe
 from .logistic import C_GRID, Logistic, fit_best
 
-_CODE = "train_linear.py, models.py"
-PAPER = Preset(published_recipe(lr=3e-3, momentum=0.0, weight_decay=0.0, warmup_epochs=0), True)
-PAPER_STD = 0.01  # of the weights that the paper's layer starts from
+_CODE = dict.fromkeys(
+    ("lr", "epochs", "momentum", "weight_decay", "schedule", "block", "weights"), "train_linear.py"
+)
+WEIGHT_STD = 0.01
 
 
 @dataclass
-class LinearProbe(Detector):
+class LinearProbe(TowerDetector):
     """Logistic regression on the class token of one block of the tower (or on the image embedding).
 
     What generators leave behind is seen best in the middle of the tower, not at its end, where only the content is
-    left (Koutlis and Papadopoulos, RINE, 2024). Which block is best is chosen on validation.
+    left (Koutlis and Papadopoulos, RINE, 2024). Which block is best is chosen on validation. The preset ``paper`` is
+    CLIPping the Deception's instead: a linear layer with an output a class on the image embedding, trained on pixels.
 
-    Args:
-        backbone: see `afp.models.backbones.load_backbone`.
+    Args, besides `TowerDetector`'s (of which the preset ``demo``, scikit-learn's, needs none):
         block: ``auto`` (chosen by validation loss), a block's number as text (``0`` is the embedding layer), or
             ``embedding`` for the projected image embedding.
         c: inverse regularisation strengths to choose from.
         augment: perturbations. Each training and validation image is then used twice: as it is, and under one of
             these, drawn by its hash. The threshold is chosen on clean images all the same.
-        preset: ``demo``, scikit-learn's logistic regression; ``paper``, CLIPping the Deception's: a linear layer with an
-            output a class on the image embedding, trained on pixels (see `explain_recipe`).
-        seed: of the paper's training.
     """
 
     name: ClassVar[str] = "linear-probe"
-    backbone: str = "demo-clip"
+    presets: ClassVar = {
+        "demo": Preset(Recipe(lr=1.0, epochs=1, batch_size=1)),
+        "paper": Preset(published_recipe(lr=3e-3, momentum=0.0, weight_decay=0.0, warmup_epochs=0), True),
+    }
+    sources: ClassVar = SOURCES | _CODE
+    differences: ClassVar = DIFFERENCES | {
+        "augmentation": "the original squeezes to 224 x 224, flips, and scales, turns, shifts or cuts out (imgaug)",
+    }
     block: str = "auto"
     c: tuple[float, ...] = C_GRID
     augment: tuple[str, ...] = ()
-    preset: str = "demo"
-    seed: int = 17
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,55 +67,24 @@ class LinearProbe(Detector):
         self.augment = tuple(dict.fromkeys(check_perturbation(spec) for spec in self.augment))
         if "none" in self.augment:
             raise ModelError("linear-probe: augment holds 'none', expected perturbations that change images")
-        if self.preset == "paper" and (self.block not in ("auto", "embedding") or self.augment):
+        if self.published and (self.block not in ("auto", "embedding") or self.augment):
             raise ModelError(
-                f"linear-probe: block is {self.block!r}, augment {self.augment}: the paper's preset reads the"
+                f"linear-probe: block is {self.block!r}, augment {self.augment}: the preset {self.preset} reads the"
                 " embedding of random crops"
             )
 
-    def default_normalisation(self) -> Normalisation:
-        """The preset's."""
-        if self.preset not in ("demo", "paper"):
-            raise ModelError(f"linear-probe: preset is {self.preset!r}, expected demo or paper")
-        return PAPER.normalisation if self.preset == "paper" else Normalisation()
-
     def settings(self) -> dict[str, object]:
         """Setting -> value of all that a fit depends on, but for its images."""
-        own = {f.name: getattr(self, f.name) for f in fields(self)} | {
-            "normalisation": self.normalisation.key
-        }
-        if self.preset == "demo":
-            return own | {"augmentation": self.augment or "none", "loss": "logistic, balanced, L2 by c"}
-        return own | asdict(self.recipe()) | PAPER.settings() | {"weights": f"N(0, {PAPER_STD}), bias 0"}
-
-    def explain_recipe(self) -> pd.DataFrame:
-        """Where the settings come from, and where they differ from the published ones: see `afp.detectors.clip.explain`."""
-        published = LinearProbe(backbone=PAPER_BACKBONE, preset="paper").settings()
-        sources = SOURCES | dict.fromkeys(asdict(PAPER.recipe), _CODE) | {"weights": _CODE, "block": _CODE}
-        views = "the original resizes to 224 x 224, flips, and scales, turns, shifts or cuts out (imgaug)"
-        return explain(self.settings(), published, sources, DIFFERENCES | {"augmentation": views})
-
-    def recipe(self) -> Recipe:
-        """Of the preset ``paper``."""
-        return replace(PAPER.recipe, seed=self.seed)
+        if self.published:
+            return super().settings() | {"weights": f"N(0, {WEIGHT_STD}), bias 0"}
+        own = {"augmentation": ", ".join(self.augment) or "none", "loss": "logistic, balanced, L2 by c"}
+        keep = ("backbone", "preset", "block", "c", "normalisation")
+        return {k: v for k, v in super().settings().items() if k in keep} | own
 
     @property
     def n_trainable(self) -> int:
         """Width of the features + 1; the paper's layer has one such output a class."""
-        if self.preset == "paper":
-            return 2 * (load_backbone(self.backbone).embedding_dim + 1)
-        return self.model_.size
-
-    def _features(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        output = "embedding" if self.block == "embedding" or self.preset == "paper" else "cls"
-        return extract(
-            frame,
-            load_backbone(self.backbone),
-            output,
-            normalisation=self.normalisation,
-            perturbation=perturbation,
-            progress=progress,
-        )
+        return 2 * (self.backbone_.embedding_dim + 1) if self.published else self.model_.size
 
     def _augmented(self, frame: pd.DataFrame, progress: bool) -> tuple[np.ndarray, np.ndarray]:
         """Features and labels of the images and, with ``augment``, of one perturbed copy of each."""
@@ -134,32 +93,22 @@ class LinearProbe(Detector):
             drawn = np.array([crc32(digest.encode()) % len(self.augment) for digest in frame["sha256"]])
             parts |= {spec: frame[drawn == i] for i, spec in enumerate(self.augment)}
         parts = {spec: part for spec, part in parts.items() if len(part)}
-        x = [self._features(part, spec, progress) for spec, part in parts.items()]
+        x = [self._seen(part, spec, progress) for spec, part in parts.items()]
         return np.concatenate(x), np.concatenate([part["label"] for part in parts.values()])
 
-    def _fit_paper(self, train: pd.DataFrame, progress: bool) -> None:
-        backbone, recipe = load_backbone(self.backbone), self.recipe()
-        torch.manual_seed(self.seed)
-        layer = torch.nn.Linear(backbone.embedding_dim, 2)
-        torch.nn.init.normal_(layer.weight, std=PAPER_STD)
-        torch.nn.init.zeros_(layer.bias)
-        data = image_set(train, backbone, self.normalisation, PAPER, self.seed)
-        workers = worker_count(backbone.device)
-        model = OnPixels(backbone, layer)
-        self.history_ = fit_logits(model, data, None, recipe, num_workers=workers, progress=progress)
-        weight, bias = (p.detach().cpu().double().numpy() for p in (layer.weight, layer.bias))
-        plain = np.zeros(weight.shape[1]), np.ones(weight.shape[1])
-        self.model_ = Logistic(*plain, weight[1] - weight[0], bias[1:] - bias[:1])
-        self.block_ = self.c_ = None
+    def _seen(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
+        output = "embedding" if self.block == "embedding" or self.published else "cls"
+        return self._features(frame, perturbation, progress, output)
 
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
-        if self.preset == "paper":
-            self._fit_paper(train, progress)
+        self.block_: int | None = None
+        self.c_: float | None = None
+        if self.published:
+            self._fit_layer(train, validation, progress)
             return
         (x, y), (x_val, y_val) = (self._augmented(f, progress) for f in (train, validation))
         if self.block == "embedding":
             self.model_, self.c_, _ = fit_best((x, y), (x_val, y_val), self.c)
-            self.block_ = None
             return
         blocks = range(x.shape[1]) if self.block == "auto" else [int(self.block)]
         if blocks[-1] >= x.shape[1]:
@@ -167,11 +116,21 @@ class LinearProbe(Detector):
                 f"linear-probe: block is {self.block}, {self.backbone} has 0 to {x.shape[1] - 1}"
             )
         fits = {b: fit_best((x[:, b], y), (x_val[:, b], y_val), self.c) for b in blocks}
-        self.block_ = min(fits, key=lambda b: fits[b][2])
-        self.model_, self.c_, _ = fits[self.block_]
+        best = min(fits, key=lambda b: fits[b][2])
+        self.block_, (self.model_, self.c_, _) = best, fits[best]
+
+    def _fit_layer(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
+        torch.manual_seed(self.recipe().seed)
+        layer = nn.Linear(self.backbone_.embedding_dim, 2)
+        nn.init.normal_(layer.weight, std=WEIGHT_STD)
+        nn.init.zeros_(layer.bias)
+        self._train_head(layer, train, validation, progress)
+        weight, bias = (p.detach().cpu().double().numpy() for p in (layer.weight, layer.bias))
+        plain = np.zeros(weight.shape[1]), np.ones(weight.shape[1])
+        self.model_ = Logistic(*plain, weight[1] - weight[0], bias[1:] - bias[:1])
 
     def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        x = self._features(frame, perturbation, progress)
+        x = self._seen(frame, perturbation, progress)
         return self.model_.predict(x if self.block_ is None else x[:, self.block_])
 
     def _save(self, folder: Path) -> None:

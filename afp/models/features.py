@@ -76,50 +76,42 @@ def extract(
     if output not in POOLED:
         backbone.check_output(output)
     store = _Store(backbone, outputs, normalisation, perturbation)
-    digests = frame["sha256"].tolist()
-    values: list[np.ndarray | None] = [store.read(digest, output) for digest in digests]
-    if store.damaged:
-        logging.getLogger(__name__).warning(
-            "%d cached features are damaged and are computed anew: %s …", len(store.damaged), store.damaged[0]
-        )
-    first: dict[str, int] = {}
-    copies: dict[int, list[int]] = {}  # an image that stands twice is extracted once
-    for i, digest in enumerate(digests):
-        if values[i] is None:
-            copies.setdefault(first.setdefault(digest or f"row {i}", i), []).append(i)
     dataset = ImageDataset(frame, normalisation, perturbation, transform=backbone.preprocess)
+    names = [digest or file for file, digest in dataset.rows]  # an image that stands twice is extracted once
+    values = {digest: store.read(digest, output) for _, digest in dataset.rows if digest}
+    if store.damaged:
+        text = "%d cached features are damaged and are computed anew: %s …"
+        logging.getLogger(__name__).warning(text, len(store.damaged), store.damaged[0])
+    todo = [i for name, i in {name: i for i, name in enumerate(names)}.items() if values.get(name) is None]
     size = CPU_BATCH if backbone.device.type == "cpu" else BATCH
     loader = DataLoader(
         dataset,
         size,
-        sampler=list(copies),
+        sampler=todo,
         num_workers=worker_count(backbone.device),
         collate_fn=list,
         generator=torch.Generator(),  # so that nothing is drawn from the one that training uses
     )
-    errors: dict[str, str] = {}
+    bad = set()
     bar = tqdm(
-        total=len(copies), desc=f"{backbone.name} features", unit="image", disable=not progress or not copies
+        total=len(todo), desc=f"{backbone.name} features", unit="image", disable=not progress or not todo
     )
     for batch in loader:
-        good = [item for item in batch if not item.error]
-        for row in {item.row for item in batch} - {item.row for item in good}:
-            for i in copies[row]:  # each copy in words that name its own file
-                errors[dataset.rows[i][0]] = dataset[i].error
-        if good:
+        bad |= {names[item.row] for item in batch if item.error}
+        if good := [item for item in batch if not item.error]:
             # Padded to one shape: matrix kernels round by shape, so a feature would depend on its batch.
             padded = [item.image for item in good] + [good[-1].image] * (size - len(good))
             found = backbone.extract(torch.stack(padded), outputs)
         for j, item in enumerate(good):
-            arrays = {name: tensor[j].numpy().astype(np.float16) for name, tensor in found.items()}
-            store.write(digests[item.row], arrays)
-            for i in copies[item.row]:
-                values[i] = arrays[output]
+            arrays = {key: tensor[j].numpy().astype(np.float16) for key, tensor in found.items()}
+            store.write(dataset.rows[item.row][1], arrays)
+            values[names[item.row]] = arrays[output]
         bar.update(len(batch))
     bar.close()
-    if errors:
-        raise UnreadableImages(errors)
-    return np.stack([value for value in values if value is not None]).astype(np.float32)
+    if bad:  # each copy in words that name its own file
+        again = [dataset[i] for i, name in enumerate(names) if name in bad]
+        raise UnreadableImages({item.file: item.error for item in again if item.error})
+    return np.stack([values[name] for name in names]).astype(np.float32)
 
 
 class _Store:
