@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from ..errors import ImageError, UnreadableImages
 from .preprocess import Normalisation, prepare, random_view
-
-if TYPE_CHECKING:  # `metadata` and `spectrum` do without torch
-    import torch
 
 BLANK = (64, 64)  # pixels of the picture that stands in for a bad file
 
 
 class Item(NamedTuple):
-    """One row: its number and file, its image (or what the data set's transform made of it), and what is wrong.
+    """One row: its number, its file, its image (or what a transform made of it); ``error`` is empty for a good file.
 
-    ``error`` is empty for a good file. A bad one's image is blank, so that it can be collated; a batch is an `Item` of
-    lists and tensors.
+    A bad one's image is blank, so that it can be collated; a batch is an `Item` of lists and tensors.
     """
 
     row: int
@@ -32,15 +30,7 @@ class Item(NamedTuple):
     error: str
 
 
-class Inputs(Protocol):
-    """What `Labelled` takes its inputs from: a data set, an array or a tensor."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int, /) -> Any: ...
-
-
-class ImageDataset:
+class ImageDataset(Dataset[Item]):
     """Rows of a frame as images, one `Item` each: read once, hash checked, decoded, normalised, perturbed.
 
     Map-style, so that a `torch.utils.data.DataLoader` reads it in its workers. A file that cannot be used raises
@@ -87,16 +77,16 @@ class ImageDataset:
         return Item(i, file, image if self.transform is None else self.transform([image])[0], error)
 
 
-class Labelled:
+class Labelled(Dataset[tuple[Any, np.int64, np.float32]]):
     """(input, label, weight) of each row, for training.
 
     Args:
         frame: needs ``label``, 0 or 1.
-        inputs: of each row: an array, a tensor or an `ImageDataset`.
+        inputs: of each row.
         weighted: both classes weigh the same, however many images they have; else every image does.
     """
 
-    def __init__(self, frame: pd.DataFrame, inputs: Inputs, weighted: bool = True):
+    def __init__(self, frame: pd.DataFrame, inputs: ImageDataset | np.ndarray, weighted: bool = True):
         self.inputs, self.labels = inputs, frame["label"].to_numpy(np.int64)
         share = np.float32(self.labels.mean())
         balanced = np.float32(0.5) / np.where(self.labels == 1, share, np.float32(1) - share)

@@ -13,7 +13,7 @@ import io
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ from .images import open_image
 
 T = TypeVar("T")
 # Chroma subsampling and effort are fixed: Pillow's defaults may change between versions.
-_ENCODERS = {"jpeg": {"subsampling": "4:2:0"}, "png": {}, "webp": {"method": 4}}
+_ENCODERS: dict[str, dict[str, Any]] = {"jpeg": {"subsampling": "4:2:0"}, "png": {}, "webp": {"method": 4}}
 
 
 @dataclass(frozen=True)
@@ -154,24 +154,16 @@ def _parse_part(spec: str, part: str) -> tuple[str, float]:
     return name, int(value) if value.is_integer() else value
 
 
-def _jpeg(image: Image.Image, quality: float, _: np.random.Generator) -> Image.Image:
-    return reencode(image, "jpeg", int(quality))
-
-
-def _webp(image: Image.Image, quality: float, _: np.random.Generator) -> Image.Image:
-    return reencode(image, "webp", int(quality))
-
-
 def _blur(image: Image.Image, sigma: float, _: np.random.Generator) -> Image.Image:
     # A true Gaussian (cut at 4 sigma, edges mirrored): Pillow's GaussianBlur is a few box filters.
     return _to_image(gaussian_filter(np.asarray(image, np.float64), (sigma, sigma, 0)))
 
 
 def _rescale(image: Image.Image, factor: float, _: np.random.Generator) -> Image.Image:
-    small = tuple(max(1, round(side * factor)) for side in image.size)
-    if small == image.size:
+    width, height = (max(1, round(side * factor)) for side in image.size)
+    if (width, height) == image.size:
         return image
-    return image.resize(small, Resampling.BICUBIC).resize(image.size, Resampling.BICUBIC)
+    return image.resize((width, height), Resampling.BICUBIC).resize(image.size, Resampling.BICUBIC)
 
 
 def _noise(image: Image.Image, sd: float, rng: np.random.Generator) -> Image.Image:
@@ -193,8 +185,20 @@ def _to_image(pixels: np.ndarray) -> Image.Image:
 
 
 PERTURBATIONS: dict[str, Perturbation] = {
-    "jpeg": Perturbation(_jpeg, 1, 100, "JPEG quality, 4:2:0", whole=True),
-    "webp": Perturbation(_webp, 1, 100, "WEBP quality, lossy", whole=True),
+    "jpeg": Perturbation(
+        lambda image, quality, _: reencode(image, "jpeg", int(quality)),
+        1,
+        100,
+        "JPEG quality, 4:2:0",
+        whole=True,
+    ),
+    "webp": Perturbation(
+        lambda image, quality, _: reencode(image, "webp", int(quality)),
+        1,
+        100,
+        "WEBP quality, lossy",
+        whole=True,
+    ),
     "blur": Perturbation(_blur, 0, 64, "standard deviation of the Gaussian in pixels"),
     "rescale": Perturbation(_rescale, 0.01, 1, "factor of each side, bicubic down and up again"),
     "noise": Perturbation(_noise, 0, 255, "standard deviation in grey levels"),
@@ -205,7 +209,7 @@ RATIO = (3 / 4, 4 / 3)  # width to height
 
 
 def random_view(image: Image.Image, size: int, seed: int | str) -> Image.Image:
-    """A random resized crop, mirrored every other time: the augmentation of CoOp's recipe, drawn as torchvision does.
+    """A random resized crop, mirrored every other time: the augmentation of CoOp's recipe, drawn as by torchvision.
 
     Args:
         size: side of the result in pixels.

@@ -55,8 +55,8 @@ class Metadata(Detector):
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
         rows = self._rows(train)
         self.columns_ = DictVectorizer().fit(rows).get_feature_names_out().tolist()
-        sets = [(self._vectors(rows), train), (self._vectors(self._rows(validation)), validation)]
-        self.model_, _, _ = fit_best(*((x, frame["label"].to_numpy()) for x, frame in sets))
+        x, x_val = self._vectors(rows), self._vectors(self._rows(validation))
+        self.model_, _, _ = fit_best((x, train["label"].to_numpy()), (x_val, validation["label"].to_numpy()))
 
     def _vectors(self, rows: list[dict]) -> np.ndarray:
         """(n, columns_), a text value as its own 0/1 column, values never seen in training left out."""
@@ -118,8 +118,8 @@ class Spectrum(Detector):
         return np.stack(for_every_image(work, frame, progress, "spectra"))
 
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
-        sets = [(self._features(f, "none", progress), f["label"].to_numpy()) for f in (train, validation)]
-        self.model_, _, _ = fit_best(*sets)
+        x, x_val = (self._features(frame, "none", progress) for frame in (train, validation))
+        self.model_, _, _ = fit_best((x, train["label"].to_numpy()), (x_val, validation["label"].to_numpy()))
 
     def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
         return self.model_.predict(self._features(frame, perturbation, progress))

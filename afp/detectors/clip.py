@@ -35,8 +35,8 @@ PIXEL_BATCH = 16  # images validated at a time
 class Preset:
     """A recipe, and whether all around it is as published too.
 
-    ``published``: the file's own pixels, a fresh random crop and flip at each step, an unweighted loss, the last epoch.
-    Else: normalised pixels as they are, both classes weigh the same, the epoch that is best on validation.
+    ``published``: the file's own pixels, a fresh random crop and flip at each step, an unweighted loss, the last
+    epoch. Else: normalised pixels as they are, both classes weigh the same, the epoch that is best on validation.
     """
 
     recipe: Recipe
@@ -226,7 +226,7 @@ class TowerDetector(Detector):
     def _train_on_pixels(
         self, model: nn.Module, train: pd.DataFrame, validation: pd.DataFrame, progress: bool
     ) -> None:
-        """Train a module, pixels (b, 3, h, w) -> logits (b, 2); a fit that was stopped goes on from its checkpoint."""
+        """Train a module, pixels (b, 3, h, w) -> logits (b, 2); a stopped fit goes on from its checkpoint."""
         folder, workers = self.checkpoint_folder(train), worker_count(self.backbone_.device)
         sets = [self._pixels(f) for f in (train, validation)]
         self._train(model, sets, PIXEL_BATCH, checkpoint=folder, num_workers=workers, progress=progress)

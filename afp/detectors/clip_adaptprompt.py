@@ -25,10 +25,10 @@ class ClipAdaptPrompt(AdaptedClip, ClipPrompt):
     Stated by the abstract: CLIP is frozen, both are trained together, and cutting the last block of the image tower
     helps. The method section could not be read. All else is the first author's development code, which may differ
     from the paper: the bottleneck's output replaces the embedding (``ratio`` 1), the context stands before the class
-    word, no full stop behind it. Unknown: the number of pseudo-words (16 is CLIPping the Deception's), the epochs (10
-    in the one configuration that could be read), what follows a cut block (here the final norm and the projection).
-    Not taken over: positions past the text tower's length, a text that is read off before its class word, a cut
-    that cuts nothing.
+    word, no full stop behind it. Unknown: the number of pseudo-words (16 is CLIPping the Deception's), the epochs
+    (10 in the one configuration that could be read), what follows a cut block (here final norm and projection). Not
+    taken over: positions past the text tower's length, a text that is read off before its class word, a cut of
+    nothing.
 
     Args, besides `ClipPrompt`'s:
         ratio: share of the bottleneck's output; CLIP-Adapter's is .4.

@@ -6,15 +6,14 @@ import copy
 import errno
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
 from torch import nn
 from torch.nn.functional import normalize
-from transformers import PreTrainedModel
 
-from ..models.backbones import Backbone, load_backbone, read_weights
+from ..models.backbones import Backbone, DualModel, load_backbone, read_weights
 from ..models.text_tower import CLASSES, TextSide, check_text
 from ..models.training import Recipe
 from .clip import FEW_SHOT, ClipDetector, Preset, published_recipe
@@ -51,7 +50,7 @@ class ClipFinetune(ClipDetector):
         """The text of each class, in the order of the labels."""
         return [f"a {word} photo." for word in CLASSES]
 
-    def _trainable(self, model: PreTrainedModel) -> PreTrainedModel:
+    def _trainable(self, model: DualModel) -> DualModel:
         """The model, frozen and in float32, with what is trained."""
         return model.requires_grad_(True)
 
@@ -64,27 +63,28 @@ class ClipFinetune(ClipDetector):
         self._train_on_pixels(BothTowers(model, frozen, self.texts()), train, validation, progress)
         self._tuned(frozen, model)
 
-    def _tuned(self, frozen: Backbone, model: PreTrainedModel) -> None:
+    def _tuned(self, frozen: Backbone, model: DualModel) -> None:
         model.requires_grad_(False).eval().to(frozen.device)
         self.tuned_ = replace(frozen, name=f"{frozen.name}, tuned", model=model, dtype=torch.float32)
         self._settle(self._adapter(), self._text_module())
 
     def _save(self, folder: Path) -> None:
-        for part in (self.tuned_.model, self.tuned_.image_processor, self.tuned_.tokenizer):
+        parts: list[Any] = [self.tuned_.model, self.tuned_.image_processor, self.tuned_.tokenizer]
+        for part in parts:
             part.save_pretrained(str(folder / "model"))
 
     def _load(self, folder: Path) -> None:
         source, base = folder / "model", load_backbone(self.backbone)
         if not (source / "config.json").is_file():
             raise FileNotFoundError(errno.ENOENT, "no model", str(source))
-        options = {"pretrained_model_name_or_path": str(source), "trust_remote_code": False}
-        self._tuned(base, read_weights(type(base.model), str(source), dtype=torch.float32, **options))
+        where = {"pretrained_model_name_or_path": str(source), "trust_remote_code": False}
+        self._tuned(base, read_weights(type(base.model), str(source), dtype=torch.float32, **where))
 
 
 class BothTowers(nn.Module):
     """Pixels (b, 3, h, w) -> logits (b, 2), through both towers."""
 
-    def __init__(self, model: PreTrainedModel, frozen: Backbone, texts: list[str]):
+    def __init__(self, model: DualModel, frozen: Backbone, texts: list[str]):
         super().__init__()
         self.model, self.texts = model, texts
         self.side = TextSide(model.text_model, model.text_projection, frozen.tokenizer)

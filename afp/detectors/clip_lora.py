@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel
 
 from ..errors import ModelError
-from ..models.backbones import load_backbone
+from ..models.backbones import DualModel, load_backbone
 from ..models.soft_prompts import adapter_folder, save_adapter
 from ..models.text_tower import check_text
 from ..models.training import Recipe
@@ -57,7 +56,7 @@ class ClipLora(ClipFinetune):
         check_text(backbone)
         return backbone.n_blocks * len(TARGETS) * self.rank * 2 * backbone.width
 
-    def _trainable(self, model: PreTrainedModel) -> PreTrainedModel:
+    def _trainable(self, model: DualModel) -> DualModel:
         config = LoraConfig(
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=list(TARGETS)
         )

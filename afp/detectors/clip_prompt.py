@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
-import torch
 
 from ..errors import ModelError
 from ..models import soft_prompts
@@ -28,7 +27,7 @@ class ClipPrompt(ClipDetector):
         class_position: where ``real`` or ``fake`` stands: ``front`` of the pseudo-words (the paper's), in their
             ``middle``, or at the ``end``. A full stop ends the text.
         per_class: a context of its own for each class, 2 M pseudo-words.
-        init: ``random``, N(0, .02), or words; the M rows start from theirs, repeated as often as needed.
+        init: ``random``, N(0, .02), or words whose mean embedding the rows start from.
     """
 
     name: ClassVar[str] = "clip-prompt"
@@ -82,26 +81,14 @@ class ClipPrompt(ClipDetector):
     def attach(self) -> TextSide:
         """A copy of the backbone's text side whose pseudo-words, fresh, are all that requires a gradient."""
         side = TextSide.copy_of(self.backbone_)
-        words = self.words()
-        model = soft_prompts.attach(side.tower, side.tokenizer, words, seed=self.recipe().seed)
-        if self.init != "random":
-            with torch.no_grad():
-                soft_prompts.vectors(model).copy_(self._rows(side, len(words)))
-        side.tower = model
+        options: dict[str, Any] = {"init": self.init, "seed": self.recipe().seed}
+        side.tower = soft_prompts.attach(side.tower, side.tokenizer, self.words(), **options)
         side.projection.requires_grad_(False)
         return side
 
     def nearest_words(self, n: int = 5) -> pd.DataFrame:
         """Vocabulary words closest to the learned rows: see `afp.models.soft_prompts.nearest_words`."""
         return soft_prompts.nearest_words(self.side_.tower, self.side_.tokenizer, n)
-
-    def _rows(self, side: TextSide, n: int) -> torch.Tensor:
-        ids = side.tokenizer(self.init, add_special_tokens=False).input_ids
-        known = ids and not (side.tokenizer.unk_token_id in ids and side.tokenizer.unk_token not in self.init)
-        if not known:
-            raise ModelError(f"{self.name}: init is {self.init!r}, expected random or words of the tokenizer")
-        weight = side.tower.get_input_embeddings().weight
-        return weight[[ids[i % self.n_context % len(ids)] for i in range(n)]].float()
 
     def _text_module(self) -> Texts:
         self.side_ = self.attach()

@@ -36,7 +36,7 @@ class ClipZeroShot(ClipDetector):
     name: ClassVar[str] = "clip-zero-shot"
     presets: ClassVar = {"demo": Preset(NO_RECIPE), "paper": Preset(NO_RECIPE, True)}
     templates: tuple[str, ...] = TEMPLATES
-    words: tuple[str, str] = CLASSES
+    words: tuple[str, ...] = CLASSES
 
     def __post_init__(self) -> None:
         super().__post_init__()

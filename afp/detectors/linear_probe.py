@@ -30,8 +30,8 @@ class LinearProbe(TowerDetector):
     """Logistic regression on the class token of one block of the tower (or on the image embedding).
 
     What generators leave behind is seen best in the middle of the tower, not at its end, where only the content is
-    left (Koutlis and Papadopoulos, RINE, 2024). Which block is best is chosen on validation. The preset ``paper`` is
-    CLIPping the Deception's instead: a linear layer with an output a class on the image embedding, trained on pixels.
+    left (Koutlis and Papadopoulos, RINE, 2024). Which block is best is chosen on validation. The preset ``paper``
+    is CLIPping the Deception's instead: a linear layer with an output a class on the image embedding.
 
     Args, besides `TowerDetector`'s (of which the preset ``demo``, scikit-learn's, needs none):
         block: ``auto`` (chosen by validation loss), a block's number as text (``0`` is the embedding layer), or

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -31,7 +32,7 @@ from ..errors import ModelError
 from ..paths import backbone_folder
 
 ALIASES = {"clip-vit-l14": "openai/clip-vit-large-patch14", "clip-vit-b32": "openai/clip-vit-base-patch32"}
-CLASSES = {
+CLASSES: dict[str, Any] = {
     "clip": CLIPModel,
     "clip_vision_model": CLIPVisionModelWithProjection,
     "vision-text-dual-encoder": VisionTextDualEncoderModel,
@@ -40,9 +41,7 @@ CLASSES = {
 
 def best_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
-    return (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    )
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
@@ -52,12 +51,22 @@ def best_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+class DualModel(PreTrainedModel):
+    """What transformers' CLIP-like models have in common, for annotations; an image tower alone lacks the texts'."""
+
+    vision_model: Any
+    visual_projection: nn.Linear
+    text_model: Any
+    text_projection: nn.Linear
+    logit_scale: nn.Parameter
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A frozen CLIP-like model in evaluation mode, with its preprocessing and (if it has one) its tokenizer."""
 
     name: str
-    model: PreTrainedModel
+    model: DualModel
     image_processor: BaseImageProcessor
     tokenizer: PreTrainedTokenizerBase | None
     device: torch.device
@@ -161,7 +170,7 @@ def load_backbone(
         drop_blocks: last blocks of the image tower that are cut off; its final norm, its projection and all weights
             stay those of the whole one.
     Raises:
-        ModelError: not found, not downloadable, not CLIP-like, some of its weights are missing, or it has too few blocks.
+        ModelError: not found, not downloadable, not CLIP-like, some weights are missing, or it has too few blocks.
     """
     where = torch.device(device) if device else best_device()
     if dtype == "auto":
@@ -198,7 +207,7 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> Backbone:
     elif "@" in name:
         source, _, revision = name.rpartition("@")
         source = ALIASES.get(source, source)
-    where = {
+    where: dict[str, Any] = {
         "pretrained_model_name_or_path": source,
         "revision": revision or "main",
         "trust_remote_code": False,
@@ -220,10 +229,11 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> Backbone:
             f"backbone {name}: cannot load {source} ({reason}); expected a hub name that this machine can "
             "download or has cached, or a folder written by save_pretrained"
         ) from error
-    return Backbone(name, model.to(device), processor, tokenizer, device, dtype)
+    nn.Module.to(model, device)
+    return Backbone(name, model, processor, tokenizer, device, dtype)
 
 
-def read_weights(cls: type[PreTrainedModel], name: str, **options: Any) -> PreTrainedModel:
+def read_weights(cls: Any, name: str, **options: Any) -> DualModel:
     """A frozen model by transformers' ``from_pretrained(**options)``, from safetensors alone.
 
     Raises:

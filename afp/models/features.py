@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch.utils.data import DataLoader
@@ -23,34 +21,21 @@ from ..data.preprocess import Normalisation, check_perturbation
 from ..errors import UnreadableImages
 from ..files import written_whole
 from ..paths import cache_dir
+from .backbones import Backbone
 
 BATCH = 16  # images a pass on an accelerator
 CPU_BATCH = 4  # as fast as 16 there, and a single image waits for three others instead of fifteen
 POOLED = ("embedding", "cls")  # small, and both come out of one pass: cached together
 
 
-class ImageTower(Protocol):
-    """What features need of a model: a `afp.models.backbones.Backbone`, or InstructBLIP's own tower."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor: ...
-
-    def extract(self, pixels: torch.Tensor, outputs: Sequence[str]) -> dict[str, torch.Tensor]: ...
+def extract(self, pixels: torch.Tensor, outputs: Sequence[str]) -> dict[str, torch.Tensor]: ...
 
     def check_output(self, output: str) -> object: ...
 
 
 def extract(
     frame: pd.DataFrame,
-    backbone: ImageTower,
+    backbone: Backbone,
     output: str,
     *,
     normalisation: Normalisation | None = None,
@@ -78,13 +63,13 @@ def extract(
     store = _Store(backbone, outputs, normalisation, perturbation)
     dataset = ImageDataset(frame, normalisation, perturbation, transform=backbone.preprocess)
     names = [digest or file for file, digest in dataset.rows]  # an image that stands twice is extracted once
-    values = {digest: store.read(digest, output) for _, digest in dataset.rows if digest}
+    values: dict[str, Any] = {digest: store.read(digest, output) for _, digest in dataset.rows if digest}
     if store.damaged:
         text = "%d cached features are damaged and are computed anew: %s …"
         logging.getLogger(__name__).warning(text, len(store.damaged), store.damaged[0])
     todo = [i for name, i in {name: i for i, name in enumerate(names)}.items() if values.get(name) is None]
     size = CPU_BATCH if backbone.device.type == "cpu" else BATCH
-    loader = DataLoader(
+    loader: DataLoader = DataLoader(
         dataset,
         size,
         sampler=todo,
@@ -92,7 +77,7 @@ def extract(
         collate_fn=list,
         generator=torch.Generator(),  # so that nothing is drawn from the one that training uses
     )
-    bad = set()
+    bad: set[str] = set()
     bar = tqdm(
         total=len(todo), desc=f"{backbone.name} features", unit="image", disable=not progress or not todo
     )
@@ -122,7 +107,7 @@ class _Store:
     """
 
     def __init__(
-        self, tower: ImageTower, outputs: Sequence[str], normalisation: Normalisation, perturbation: str
+        self, tower: Backbone, outputs: tuple[str, ...], normalisation: Normalisation, perturbation: str
     ):
         parts = (tower.fingerprint, "+".join(outputs), normalisation.key, perturbation)
         self.key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
@@ -157,4 +142,4 @@ class _Store:
 
 
 def _checksum(values: np.ndarray) -> str:
-    return f"{zlib.crc32(np.ascontiguousarray(values)):08x}"
+    return f"{zlib.crc32(values.tobytes()):08x}"

@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import set_seed
+from accelerate import Accelerator, DataLoaderConfiguration  # type: ignore[import-untyped]
+from accelerate.utils import set_seed  # type: ignore[import-untyped]
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Subset
