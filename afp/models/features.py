@@ -28,11 +28,6 @@ CPU_BATCH = 4  # as fast as 16 there, and a single image waits for three others 
 POOLED = ("embedding", "cls")  # small, and both come out of one pass: cached together
 
 
-def extract(self, pixels: torch.Tensor, outputs: Sequence[str]) -> dict[str, torch.Tensor]: ...
-
-    def check_output(self, output: str) -> object: ...
-
-
 def extract(
     frame: pd.DataFrame,
     backbone: Backbone,
