@@ -67,10 +67,12 @@ SOURCES = {
     "normalisation": f"{_CONFIG}: INPUT (bicubic 224, centre crop and CLIP's statistics come with the backbone)",
     "augmentation": f"{_CONFIG}: INPUT.TRANSFORMS, of which compress_blur does nothing",
     "loss": "trainers/*.py: F.cross_entropy",
+    "precision": "trainers/*.py: float32, but the prompt's float16",
     "kept epoch": "Dassl's default, last_step",
 }
 # Setting -> how even the preset `paper` differs from the original.
 DIFFERENCES = {
+    "precision": "float32, but the prompt's float16",
     "batch_size": "Dassl leaves out an epoch's last batch where it is not full",
     "normalisation": "the centre crop rounds down, torchvision's to even: one pixel, where the rest is odd",
 }
@@ -136,6 +138,7 @@ class TowerDetector(Detector):
     presets: ClassVar[dict[str, Preset]]
     sources: ClassVar[dict[str, str]] = SOURCES
     differences: ClassVar[dict[str, str]] = DIFFERENCES
+    precision: ClassVar[str] = "image tower bfloat16 on a GPU that has it, else float32; the rest float32"
     backbone: str = "demo-clip"
     preset: str = "demo"
     seed: int | None = None
@@ -171,6 +174,7 @@ class TowerDetector(Detector):
     def settings(self) -> dict[str, object]:
         """Setting -> value of all that a fit depends on, but for its images."""
         own = {f.name: getattr(self, f.name) for f in fields(self)} | asdict(self.recipe())
+        own["precision"] = self.precision
         own |= {"augmentation": "none", "loss": "cross-entropy, balanced", "kept epoch": "best on validation"}
         if self.published:
             views = "random crop of .08 to 1 of the area and flip, drawn anew at each step"

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from ..models.backbones import Backbone, DualModel, load_backbone, read_weights
 from ..models.text_tower import CLASSES, TextSide, check_text
 from ..models.training import Recipe
-from .clip import FEW_SHOT, ClipDetector, Preset, published_recipe
+from .clip import DIFFERENCES, FEW_SHOT, ClipDetector, Preset, published_recipe
 
 
 @dataclass
@@ -29,6 +29,8 @@ class ClipFinetune(ClipDetector):
     """
 
     name: ClassVar[str] = "clip-finetune"
+    precision: ClassVar = "float32"
+    differences: ClassVar = {k: v for k, v in DIFFERENCES.items() if k != "precision"}
     presets: ClassVar = {
         "demo": Preset(Recipe(lr=1e-5, epochs=1, batch_size=8, weight_decay=0.01)),
         "paper": Preset(published_recipe(lr=1e-5, epochs=1, warmup_epochs=0), True),
@@ -38,7 +40,7 @@ class ClipFinetune(ClipDetector):
     @property
     def backbone_(self) -> Backbone:
         """The tuned backbone once there is one."""
-        return self.__dict__.get("tuned_") or load_backbone(self.backbone)
+        return self.__dict__.get("tuned_") or load_backbone(self.backbone, dtype="float32")
 
     @property
     def n_trainable(self) -> int:
@@ -59,13 +61,13 @@ class ClipFinetune(ClipDetector):
         frozen = self.backbone_
         check_text(frozen)
         torch.manual_seed(self.recipe().seed)
-        model = self._trainable(copy.deepcopy(frozen.model).float())
+        model = self._trainable(copy.deepcopy(frozen.model))
         self._train_on_pixels(BothTowers(model, frozen, self.texts()), train, validation, progress)
         self._tuned(frozen, model)
 
     def _tuned(self, frozen: Backbone, model: DualModel) -> None:
         model.requires_grad_(False).eval().to(frozen.device)
-        self.tuned_ = replace(frozen, name=f"{frozen.name}, tuned", model=model, dtype=torch.float32)
+        self.tuned_ = replace(frozen, name=f"{frozen.name}, tuned", model=model)
         self._settle(self._adapter(), self._text_module())
 
     def _save(self, folder: Path) -> None:
@@ -74,7 +76,7 @@ class ClipFinetune(ClipDetector):
             part.save_pretrained(str(folder / "model"))
 
     def _load(self, folder: Path) -> None:
-        source, base = folder / "model", load_backbone(self.backbone)
+        source, base = folder / "model", load_backbone(self.backbone, dtype="float32")
         if not (source / "config.json").is_file():
             raise FileNotFoundError(errno.ENOENT, "no model", str(source))
         where = {"pretrained_model_name_or_path": str(source), "trust_remote_code": False}

@@ -52,7 +52,7 @@ class ClipLora(ClipFinetune):
     @property
     def n_trainable(self) -> int:
         """Numbers in the low-rank matrices: rank times in- and output, for each target of each block."""
-        backbone = load_backbone(self.backbone)
+        backbone = load_backbone(self.backbone, dtype="float32")
         check_text(backbone)
         return backbone.n_blocks * len(TARGETS) * self.rank * 2 * backbone.width
 
@@ -67,8 +67,8 @@ class ClipLora(ClipFinetune):
         save_adapter(self.tuned_.model.vision_model, folder / "adapter")
 
     def _load(self, folder: Path) -> None:
-        base = load_backbone(self.backbone)
-        model = copy.deepcopy(base.model).float()
+        base = load_backbone(self.backbone, dtype="float32")
+        model = copy.deepcopy(base.model)
         at = str(adapter_folder(folder / "adapter"))
         model.vision_model = PeftModel.from_pretrained(model.vision_model, at)
         self._tuned(base, model)

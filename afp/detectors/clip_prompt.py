@@ -13,7 +13,7 @@ from ..models import soft_prompts
 from ..models.soft_prompts import adapter_folder, save_adapter
 from ..models.text_tower import CLASSES, TextSide, check_text
 from ..models.training import Recipe
-from .clip import DIFFERENCES, PUBLISHED, SOURCES, ClipDetector, Preset, Texts
+from .clip import PUBLISHED, SOURCES, ClipDetector, Preset, Texts
 
 POSITIONS = ("front", "middle", "end")
 
@@ -41,7 +41,6 @@ class ClipPrompt(ClipDetector):
         "per_class": "README: CSC False",
         "init": "CoOp: N(0, .02)",
     }
-    differences: ClassVar = DIFFERENCES | {"precision": "CoOp trains in float16 (PREC fp16), ours in float32"}
     n_context: int = 16
     class_position: str = "front"
     per_class: bool = False

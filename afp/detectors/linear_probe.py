@@ -78,7 +78,7 @@ class LinearProbe(TowerDetector):
         if self.published:
             return super().settings() | {"weights": f"N(0, {WEIGHT_STD}), bias 0"}
         own = {"augmentation": ", ".join(self.augment) or "none", "loss": "logistic, balanced, L2 by c"}
-        keep = ("backbone", "preset", "block", "c", "normalisation")
+        keep = ("backbone", "preset", "block", "c", "normalisation", "precision")
         return {k: v for k, v in super().settings().items() if k in keep} | own
 
     @property
