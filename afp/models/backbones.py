@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
@@ -97,11 +98,6 @@ class Backbone:
     def embedding_dim(self) -> int:
         """P: width of the projected image embedding."""
         return self.model.visual_projection.out_features
-
-    @property
-    def revision(self) -> str:
-        """The commit of the hub that the weights came from; empty for a folder."""
-        return getattr(self.model.config, "_commit_hash", None) or ""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -196,20 +192,14 @@ def _cut(name: str, device: torch.device, dtype: torch.dtype, n: int) -> Backbon
 
 @cache
 def _load(name: str, device: torch.device, dtype: torch.dtype) -> Backbone:
-    source = ALIASES.get(name, name)
-    revision = None
-    if name == "demo-clip":
-        source = str(backbone_folder(name))
-        if not Path(source, "config.json").is_file():
-            raise ModelError(f"backbone demo-clip: no weights in {source}; build them with `afp demo`")
+    source, revision = _source(name)
+    if name == "demo-clip" and not Path(source, "config.json").is_file():
+        raise ModelError(f"backbone demo-clip: no weights in {source}; build them with `afp demo`")
     if Path(source).is_dir():
         hf_logging.disable_progress_bar()  # a bar is for downloads, not for reading a folder
-    elif "@" in name:
-        source, _, revision = name.rpartition("@")
-        source = ALIASES.get(source, source)
     where: dict[str, Any] = {
         "pretrained_model_name_or_path": source,
-        "revision": revision or "main",
+        "revision": revision,
         "trust_remote_code": False,
     }
     try:
@@ -231,6 +221,21 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> Backbone:
         ) from error
     nn.Module.to(model, device)
     return Backbone(name, model, processor, tokenizer, device, dtype)
+
+
+def _source(name: str) -> tuple[str, str]:
+    """A backbone's folder or its name on the hub, and the revision there."""
+    if name == "demo-clip" or Path(name).is_dir():
+        return str(backbone_folder(name)), "main"
+    source, _, revision = name.partition("@")
+    return ALIASES.get(source, source), revision or "main"
+
+
+def hub_commit(name: str) -> str:
+    """The commit of the hub that a loaded backbone's weights came from; empty for a folder."""
+    source, revision = _source(name)
+    file = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(file).parent.name if isinstance(file, str) else ""
 
 
 def read_weights(cls: Any, name: str, **options: Any) -> DualModel:
