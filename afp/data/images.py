@@ -57,14 +57,17 @@ _DECODING = threading.Lock()
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, digest: str = "") -> Image.Image:
     """Decode a file's first frame, upright, as 8-bit sRGB of any size; transparency lies on white.
 
     Reads JPEG, PNG, WEBP, BMP, TIFF and GIF; the content must be what the extension says.
 
+    Args:
+        digest: hex SHA-256 that the file's bytes must have; empty for any.
     Raises:
-        ImageError: the file is missing, not a regular file, empty, cut short within the first frame, damaged,
-            disguised as another format, over 256 MiB or 100 million pixels, or a side is under 16 pixels.
+        ImageError: the file is another than that of ``digest``, missing, not a regular file, empty, cut short within
+            the first frame, damaged, disguised as another format, over 256 MiB or 100 million pixels, or a side is
+            under 16 pixels.
     """
     name = printable(path)
     expected = FORMAT_OF.get(Path(path).suffix.lower())
@@ -75,6 +78,8 @@ def open_image(path: str | Path) -> Image.Image:
         data = file.read(MAX_BYTES + 1)
     if not 0 < len(data) <= MAX_BYTES:
         raise ImageError(f"{name}: {f'over {MAX_BYTES // 2**20} MiB' if data else 'empty file'}")
+    if digest and hashlib.sha256(data).hexdigest() != digest:
+        raise ImageError(f"{name}: changed since its hash {digest[:12]}… was written; make the manifest anew")
     try:
         with _quiet(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             # Phones store several pictures in one JPEG, which Pillow calls MPO.

@@ -55,7 +55,8 @@ class Detector(ABC):
         try:
             self._fit(train, validation, progress)
         except UnreadableImages as error:  # of the set that was read first
-            raise UnreadableImages(error.errors | _unreadable(validation, progress)) from error
+            both = pd.concat([train, validation])  # a fit on pixels stops at its first bad batch
+            raise UnreadableImages(error.errors | _unreadable(both, progress)) from error
         self.generators_ = held_in_generators(train.assign(split="train"))
         self.validation_scores_ = self._score(validation, "none", progress)
         self.threshold_ = choose_threshold(validation["label"].to_numpy(), self.validation_scores_)
