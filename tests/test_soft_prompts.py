@@ -98,7 +98,7 @@ def test_only_the_rows_change_and_only_they_are_trained(tmp_path, tower):
     model = tower(len(tokenizer))
     words = soft_prompts.pseudo_words(3)
     peft = soft_prompts.attach(model, tokenizer, words, seed=1)
-    assert soft_prompts.count_trainable(peft) == 3 * 16
+    assert sum(p.numel() for p in peft.parameters() if p.requires_grad) == 3 * 16
     before = {k: v.clone() for k, v in peft.state_dict().items() if "delta" not in k}
     ids = tokenizer(f"is this {' '.join(words)} real", return_tensors="pt").input_ids
     kwargs = {"decoder_input_ids": ids} if tower is t5 else {}
@@ -138,7 +138,7 @@ def test_same_output_as_rows_written_into_a_plain_tower_and_as_plain_peft(tmp_pa
     plain.load_state_dict(weights)
     again = soft_prompts.load(plain, tokenizer, soft_prompts.pseudo_words(2), tmp_path / "adapter").eval()
     assert torch.equal(again(input_ids=ids)[0][..., :n], expected[..., :n])
-    assert soft_prompts.count_trainable(again) == 0
+    assert sum(p.numel() for p in again.parameters() if p.requires_grad) == 0
 
 
 def test_rows_stay_float32_in_a_bfloat16_tower(tmp_path):
