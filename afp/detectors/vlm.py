@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -259,8 +259,8 @@ class VlmDetector(Detector):
     @property
     def n_trainable(self) -> int:
         """Numbers in the adapters."""
-        states = (get_peft_model_state_dict(a, save_embedding_layers=False) for a in self.adapters_.values())
-        return sum(value.numel() for state in states for value in state.values())
+        named = (pair for adapter in self.adapters_.values() for pair in adapter.named_parameters())
+        return sum(p.numel() for name, p in named if ".lora_" in name or "trainable_tokens_delta" in name)
 
     def _attach(self, tower: str) -> PeftModel:
         raise NotImplementedError

@@ -103,7 +103,8 @@ def attach(
             raise ModelError(f"init is {init!r}, expected 'random' or words that the tokenizer knows")
         start = weight.detach()[known].float().mean(0).expand(len(ids), -1)
     model = get_peft_model(tower, config, adapter_name=ADAPTER)
-    _layer(model).__class__ = RowLookup  # peft has no way to name another class
+    for layer in (m for m in model.modules() if isinstance(m, TrainableTokensLayer)):
+        layer.__class__ = RowLookup  # peft has no way to name another class
     set_vectors(model, start)
     return model
 
@@ -146,9 +147,9 @@ def read_vectors(folder: str | Path) -> torch.Tensor:
     Raises `ModelError` if the folder holds anything else.
     """
     tensors = load_file(Path(folder) / "adapter_model.safetensors")
-    if len(tensors) != 1 or not next(iter(tensors)).endswith("trainable_tokens_delta"):
+    if not tensors or not all(name.endswith("trainable_tokens_delta") for name in tensors):
         raise ModelError(f"{folder}: holds {sorted(tensors)}, expected trained token rows alone")
-    return next(iter(tensors.values()))
+    return next(iter(tensors.values()))  # a T5, whose embeddings are tied, has them several times
 
 
 def nearest_words(model: PeftModel, tokenizer: PreTrainedTokenizerBase, n: int = 5) -> pd.DataFrame:
