@@ -26,8 +26,11 @@ from afp.models.instructblip import load_vlm
 DETECTORS = {cls.name: cls for cls in (VlmZeroShot, VlmPrompt, VlmLora)}
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
 
 def small_config(llm: str = "llama") -> InstructBlipConfig:
+    """Without dropout, so that a step in training can be computed again."""
     words, q_words = llm_tokenizer(), qformer_tokenizer()
     if llm == "llama":
         text = LlamaConfig(vocab_size=len(words), bos_token_id=2, eos_token_id=3, pad_token_id=0, **SMALL)
@@ -44,7 +47,7 @@ def small_config(llm: str = "llama") -> InstructBlipConfig:
         )
     return InstructBlipConfig(
         vision_config={"image_size": 28, "patch_size": 14, **SMALL},
-        qformer_config={"vocab_size": len(q_words), "encoder_hidden_size": 16, **SMALL},
+        qformer_config={"vocab_size": len(q_words), "encoder_hidden_size": 16, **NO_DROPOUT, **SMALL},
         text_config=text.to_dict(),
         num_query_tokens=3,
         image_token_index=words.convert_tokens_to_ids("<image>"),

@@ -110,6 +110,13 @@ class Vlm:
     def device(self) -> torch.device:
         return self.model.query_tokens.device
 
+    @cached_property
+    def special_ids(self) -> list[int]:
+        """What stands before a question (after it, for a T5). InstructBLIP's Llama begins with `</s>`, whatever the
+        settings of its tokenizer are."""
+        vocab = self.tokenizer.get_vocab()
+        return [vocab["</s>"]] if set(PIECES) <= set(vocab) else self.tokenizer("").input_ids
+
     def answer_id(self, answer: str) -> int:
         """The one token of `answer`. Raises ModelError if it is none or several."""
         ids = self.tokenizer(answer, add_special_tokens=False).input_ids
@@ -128,8 +135,8 @@ class Vlm:
         """
         parts = [part for part in re.split(r"\s*(\[\*\d*\])\s*", question) if part]
         ids = [i for part in parts for i in self.tokenizer(part, add_special_tokens=False).input_ids]
-        special = self.tokenizer("").input_ids
-        return special + ids if self.model.config.use_decoder_only_language_model else ids + special
+        is_decoder = self.model.config.use_decoder_only_language_model
+        return self.special_ids + ids if is_decoder else ids + self.special_ids
 
     def encode(
         self,
