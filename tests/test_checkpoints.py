@@ -41,7 +41,13 @@ def as_lavis_writes_it(file, **changes):
         state[f"llm_model.model.layers.{i}.self_attn.rotary_emb.inv_freq"] = torch.rand(64)
     state = {k: v for k, v in (state | changes).items() if v is not None}
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).state_dict()
-    content = {"model": state, "optimizer": optimizer, "config": {"run": {"seed": 42}}, "scaler": {}, "epoch": 9}
+    content = {
+        "model": state,
+        "optimizer": optimizer,
+        "config": {"run": {"seed": 42}},
+        "scaler": {},
+        "epoch": 9,
+    }
     torch.save(content, file)
     return file
 
@@ -52,7 +58,7 @@ def run_command(*arguments):
 
 def test_a_released_file_becomes_a_run_that_scores_and_comes_out_as_it_went_in(tmp_path, folder, frame):  # noqa: F811
     file, run, back = as_lavis_writes_it(tmp_path / "a.pth"), tmp_path / "run", tmp_path / "back.pth"
-    done = run_command(file, "--out", run, "--backbone", folder, "--statistics", "lama")
+    done = run_command(file, "--out", run, "--backbone", folder, "--set", "statistics=lama")
     assert done.exit_code == 0 and "33 other tensors are ignored: Qformer" in done.output
     config = read_config(run)
     assert config["config"]["normalisation"]["codec"] == "none" and config["threshold"] == 0.5
@@ -72,7 +78,7 @@ def test_a_released_file_becomes_a_run_that_scores_and_comes_out_as_it_went_in(t
     with pytest.raises(ModelError, match="holds a run"):
         import_checkpoint(file, run, backbone=folder)
     other = tmp_path / "x"
-    for wrong in (["--threshold", "2"], ["--export", run], ["--position", "middle"], ["--statistics", "90k"]):
+    for wrong in (["--threshold", "2"], ["--export", run], ["--set", "position=middle"], ["--set", "x"]):
         result = run_command(file, "--out", other, "--backbone", folder, *wrong)
         assert isinstance(result.exception, ValueError) and not other.exists()
 
@@ -89,7 +95,10 @@ HUGE = torch.zeros(1).as_strided((1, 3_500_000_000), (0, 0))  # 14 GB of float32
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({KEYS["llm"]: torch.full((1, 16), float("nan"))}, "embed_tokens.weight holds values that are not finite"),
+        (
+            {KEYS["llm"]: torch.full((1, 16), float("nan"))},
+            "embed_tokens.weight holds values that are not finite",
+        ),
         ({KEYS["llm"]: torch.zeros(16)}, r"train_embed_tokens.weight is \(16,\)"),
         ({KEYS["llm"]: torch.zeros(2, 16)}, "different numbers of vectors"),
         ({KEYS["llm"]: torch.zeros(1, 32)}, r"tokens.weight has shape \(1, 32\), .* needs \(1, 16\)"),
@@ -100,7 +109,9 @@ HUGE = torch.zeros(1).as_strided((1, 3_500_000_000), (0, 0))  # 14 GB of float32
 )
 def test_wrong_files_are_named(tmp_path, folder, changes, message):
     with pytest.raises(ModelError, match=message):
-        import_checkpoint(as_lavis_writes_it(tmp_path / "a.pth", **changes), tmp_path / "run", backbone=folder)
+        import_checkpoint(
+            as_lavis_writes_it(tmp_path / "a.pth", **changes), tmp_path / "run", backbone=folder
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -143,11 +154,17 @@ def test_universal_fake_detects_layer_becomes_a_linear_probe(tmp_path, clip_fold
 @pytest.mark.parametrize("shape", [(4, 16), (2, 4, 16)])
 def test_coops_prompts_become_a_clip_prompt(tmp_path, clip_folder, frame, shape):  # noqa: F811
     context = torch.randn(shape)
-    state = {"ctx": context.half(), "token_prefix": torch.zeros(2, 1, 16), "token_suffix": torch.zeros(2, 72, 16)}
+    state = {
+        "ctx": context.half(),
+        "token_prefix": torch.zeros(2, 1, 16),
+        "token_suffix": torch.zeros(2, 72, 16),
+    }
     torch.save({"state_dict": state, "epoch": 2}, tmp_path / "model.pth.tar-2")
     run, note = import_checkpoint(tmp_path / "model.pth.tar-2", tmp_path / "run", clip_folder)
     detector = detectors.load(run)
-    assert detector.n_context == 4 and detector.per_class == (len(shape) == 3) and "where the class word" in note
+    assert (
+        detector.n_context == 4 and detector.per_class == (len(shape) == 3) and "where the class word" in note
+    )
     rows = soft_prompts.vectors(detector.side_.tower)
     assert torch.equal(rows.detach(), context.half().float().reshape(-1, 16))
     assert detector.score(frame).std() > 0

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +11,7 @@ import torch
 from demo_vlm import llm_tokenizer, qformer_tokenizer
 from peft import PeftModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     BlipImageProcessorPil,
     InstructBlipConfig,
@@ -269,14 +274,6 @@ def test_tokens_read_from_pixels_give_the_same_scores(folder, frame):
     assert np.allclose(cached.score(frame), uncached.score(frame), atol=1e-3)  # the cache holds float16
 
 
-def test_the_presets_pixel_statistics_reach_the_image_processor(folder):
-    tower = VlmZeroShot(backbone=folder, preset="antifakeprompt", dtype="float32").vlm_.tower
-    assert tuple(tower.image_processor.image_mean) == (0.4730, 0.4499, 0.4129)
-    assert tower.fingerprint != VlmZeroShot(backbone=folder, dtype="float32").vlm_.tower.fingerprint
-    recipe = VlmPrompt(preset="antifakeprompt").recipe()
-    assert (recipe.lr, recipe.epochs, recipe.batch_size, recipe.seed) == (1e-5, 10, 6, 42)
-
-
 def test_queries_are_what_the_q_former_gives_while_an_image_is_scored(folder, frame):
     tuned = fitted("vlm-prompt", folder, frame, lr=0.5)
     plain = fitted("vlm-zero-shot", folder, frame)
@@ -312,17 +309,6 @@ def test_queries_of_an_untrained_word_are_refused(folder, frame):
         VlmZeroShot(backbone=folder, dtype="float32").queries(frame, "jpge:3")
 
 
-# --- 5. The two ways of scoring ---
-
-
-def test_rank_takes_answers_of_several_tokens(folder, frame):
-    config = {"answers": ("not painted", "painted"), "backbone": folder, "dtype": "float32"}
-    with pytest.raises(ModelError, match="'not painted' is not exactly one token"):
-        VlmZeroShot(**config).fit(frame, frame, progress=False)
-    scores = VlmZeroShot(**config, answer_scoring="rank").fit(frame, frame, progress=False).score(frame)
-    assert ((scores > 0) & (scores < 1)).all()
-
-
 # --- What is refused ---
 
 
@@ -351,9 +337,48 @@ def test_wrong_models_are_named(folder, tmp_path):
         load_vlm(str(tmp_path / "llama"))
     with pytest.raises(ModelError, match=r"cannot load .*nowhere"):
         load_vlm(str(tmp_path / "nowhere"))
-    if load_vlm(folder).model.config.text_config.model_type == "t5":
-        with pytest.raises(ModelError, match="overflows"):
-            load_vlm(folder, dtype="float16")
+
+
+def test_missing_weights_are_named(tmp_path):
+    where = save(tmp_path, small_config())
+    weights = load_file(f"{where}/model.safetensors")
+    kept = {key: value for key, value in weights.items() if "qformer" not in key}
+    save_file(kept, f"{where}/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"\d\d weights are missing, such as qformer\."):
+        load_vlm(where, device="cpu")
+
+
+def test_code_in_a_backbones_folder_never_runs(tmp_path):
+    where = Path(save(tmp_path / "stranger", small_config()))
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')"
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        content = json.loads((where / name).read_text())
+        classes = {
+            "AutoConfig": "harm.C",
+            "AutoTokenizer": ["harm.C", "harm.C"],
+            "AutoImageProcessor": "harm.C",
+        }
+        (where / name).write_text(json.dumps(content | {"auto_map": classes}))
+    (where / "harm.py").write_text(f"{code}\nclass C: pass\n")
+    load_vlm(str(where), dtype="float32")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_revision_is_taken_from_the_hubs_cache_and_recorded(tmp_path, monkeypatch):
+    """Two commits of one repository, as the hub's client stores them; `main` is the first."""
+    folder, repository = save(tmp_path / "made", small_config()), tmp_path / "models--someone--small"
+    for commit, side in (("a" * 40, 0), ("b" * 40, 1)):
+        snapshot = shutil.copytree(folder, repository / "snapshots" / commit)
+        config = json.loads((snapshot / "config.json").read_text())
+        (snapshot / "config.json").write_text(json.dumps(config | {"initializer_range": side + 0.5}))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    config = {"backbone": "someone/small", "dtype": "float32"}
+    for revision, expected in ((None, 0.5), ("b" * 40, 1.5)):
+        detector = VlmZeroShot(**config, revision=revision)
+        assert detector.vlm_.model.config.initializer_range == expected
+        assert detector.config()["revision"] == revision
 
 
 def test_an_adapter_of_another_width_is_refused(folder, frame, tmp_path):

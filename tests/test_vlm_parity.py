@@ -59,13 +59,18 @@ def test_the_loss_is_the_mean_over_answers_and_end_tokens(llama, tmp_path):
     start = VlmPrompt(**PAPER, **config)  # the rows before the first step
     assert len(start.adapters_) == 2
     vlm, words, texts = start.vlm_, start.vlm_.tokenizer, []
-    prompt, heard = vlm.prompt_ids(start.texts()["llm"]), start._encode().take(torch.zeros(12, dtype=torch.long))
+    prompt, heard = (
+        vlm.prompt_ids(start.texts()["llm"]),
+        start._encode().take(torch.zeros(12, dtype=torch.long)),
+    )
     for label in rows["label"]:
         answer = words(start.answers[label], add_special_tokens=False).input_ids
         texts.append([4] * 3 + prompt + answer + [words.eos_token_id] + [words.pad_token_id] * (1 - label))
     ids = torch.tensor(texts)
     logits = vlm.model(
-        pixel_values=vlm.tower.extract(vlm.tower.preprocess([Image.open(f) for f in files]), ("tokens",))["tokens"],
+        pixel_values=vlm.tower.extract(vlm.tower.preprocess([Image.open(f) for f in files]), ("tokens",))[
+            "tokens"
+        ],
         qformer_input_ids=heard.qformer_input_ids,
         qformer_attention_mask=heard.qformer_attention_mask,
         input_ids=ids,
@@ -91,10 +96,13 @@ def independent_pixels(file, size, mean, std):
     return ((square - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)
 
 
-@pytest.mark.parametrize("statistics, mean, std", [
-    (None, (0.4730, 0.4499, 0.4129), (0.2780, 0.2713, 0.2872)),
-    ("lama", (0.4722, 0.4490, 0.4117), (0.2772, 0.2708, 0.2867)),
-])
+@pytest.mark.parametrize(
+    "statistics, mean, std",
+    [
+        (None, (0.4730, 0.4499, 0.4129), (0.2780, 0.2713, 0.2872)),
+        ("lama", (0.4722, 0.4490, 0.4117), (0.2772, 0.2708, 0.2867)),
+    ],
+)
 def test_pixels_are_those_of_an_independent_pipeline(llama, tmp_path, statistics, mean, std):
     detector = VlmZeroShot(backbone=llama, **PAPER, statistics=statistics)
     for size in ((28, 28), (31, 47), (61, 40), (200, 57), (17, 40)):
@@ -112,7 +120,9 @@ def test_training_sees_a_fresh_random_square_each_time(llama, tmp_path):
     image = Image.fromarray(noise)
     windows = [Image.fromarray(np.ascontiguousarray(noise[:, i : i + 28])) for i in range(17)]
     known = {w.tobytes(): (i, False) for i, w in enumerate(windows)}
-    known |= {w.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes(): (i, True) for i, w in enumerate(windows)}
+    known |= {
+        w.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes(): (i, True) for i, w in enumerate(windows)
+    }
     torch.manual_seed(0)
     drawn = [known[crop_square(image, 28, at_random=True).tobytes()] for _ in range(600)]
     assert {i for i, _ in drawn} == set(range(17)) and 0.4 < np.mean([flip for _, flip in drawn]) < 0.6
@@ -149,7 +159,9 @@ def by_hand(where, rows, pixels, question, answers, dtype):
 
     with torch.no_grad():
         with amp(half):
-            seen = model.vision_model(pixels.to(model.vision_model.embeddings.patch_embedding.weight.dtype))[0]
+            seen = model.vision_model(pixels.to(model.vision_model.embeddings.patch_embedding.weight.dtype))[
+                0
+            ]
         table = model.qformer.embeddings.word_embeddings
         ids = [q_words.cls_token_id, *q_words(left, add_special_tokens=False).input_ids, len(table.weight)]
         ids += [*q_words(right, add_special_tokens=False).input_ids, q_words.sep_token_id]
@@ -171,9 +183,9 @@ def by_hand(where, rows, pixels, question, answers, dtype):
         return logits[:, ids].float().softmax(1)[:, 1]
 
 
-@pytest.mark.parametrize("dtype, rounding", [
-    ("float32", 1e-6), ("bfloat16", 1e-2), ("float16", 2e-3), ("mixed", 1e-3),
-])
+@pytest.mark.parametrize(
+    "dtype, rounding", [("float32", 1e-6), ("bfloat16", 1e-2), ("float16", 2e-3), ("mixed", 1e-3)]
+)
 def test_scores_are_those_of_a_second_implementation(llama, frame, dtype, rounding):  # noqa: F811
     """`rounding` is what the order of operations costs. The image tower's tokens are compared too."""
     trained = fitted("vlm-prompt", llama, frame, lr=0.5)
@@ -207,7 +219,7 @@ def test_the_mix_trains_as_float32_does(llama, frame):  # noqa: F811
 
 def test_every_dtype_works_where_it_may(tmp_path, frame):  # noqa: F811
     t5 = save(tmp_path / "t5", small_config("t5"))
-    with pytest.raises(ModelError, match="the T5 of .* overflows"):
+    with pytest.raises(ModelError, match=r"the T5 of .* overflows"):
         load_vlm(t5, dtype="float16")
     with pytest.raises(ModelError, match="dtype is 'half'"):
         load_vlm(t5, dtype="half")
@@ -272,7 +284,9 @@ def test_the_questions_ids_are_the_originals(tmp_path, settings):
 def test_a_llama_tokenizer_with_other_ids_is_refused_at_load(tmp_path):
     where = save(tmp_path, small_config())
     llama_tokenizer(left_out="▁photo").save_pretrained(where)
-    with pytest.raises(ModelError, match=r"reads 'Is this photo real \[\*\]\?' as .* expected \[2, 1317, 445, 15373"):
+    with pytest.raises(
+        ModelError, match=r"reads 'Is this photo real \[\*\]\?' as .* expected \[2, 1317, 445, 15373"
+    ):
         load_vlm(where, device="meta")
 
 

@@ -22,17 +22,15 @@ def import_checkpoint(
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(help="What it was trained on: an alias, a hub name or a folder; by default the paper's."),
+        typer.Option(
+            help="What it was trained on: an alias, a hub name or a folder; by default the paper's."
+        ),
     ] = None,
-    question: Annotated[str | None, typer.Option(help="AntifakePrompt: what every image is asked.")] = None,
-    position: Annotated[
-        str | None, typer.Option(help="AntifakePrompt: of the pseudo-word: postfix | prefix | replace")
-    ] = None,
-    statistics: Annotated[
-        str | None, typer.Option(help="AntifakePrompt: of the training images' pixels: 150k | lama")
-    ] = None,
-    class_position: Annotated[
-        str | None, typer.Option(help="CoOp: of the class word: front | middle | end")
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Field of the run, as name=value (repeatable): position=prefix, statistics=lama."
+        ),
     ] = None,
     threshold: Annotated[
         float, typer.Option(help="P(fake) from which an image is called fake; the papers' is .5.")
@@ -47,9 +45,6 @@ def import_checkpoint(
         return
     if export or not out:
         raise ModelError("give either --out (FILE becomes a run) or --export (a run becomes FILE)")
-    given = {"question": question, "position": position, "statistics": statistics} | {
-        "class_position": class_position
-    }
-    config = {field: value for field, value in given.items() if value is not None}
+    config = dict(pair.partition("=")[::2] for pair in settings or [])
     folder, note = released.import_checkpoint(file, out, backbone, threshold, **config)
     typer.echo(f"run: {folder}" + (f"\nnote: {note}" if note else ""))

@@ -1,4 +1,4 @@
-"""Weights that others released, as runs: AntifakePrompt's pseudo-words, UniversalFakeDetect's probe, CoOp's prompts."""
+"""Weights that others released, as runs of ours."""
 
 from __future__ import annotations
 
@@ -77,7 +77,10 @@ def _from_universal(file: str | Path, state: dict, backbone: str, config: dict) 
     weight, bias = (state[key].double().numpy() for key in ("weight", "bias"))
     detector.model_ = Logistic(np.zeros(expected[1]), np.ones(expected[1]), weight[0], bias)
     detector.block_ = detector.c_ = None
-    return detector, "its authors crop the central 224 pixels of an image; here its short side is resized to 224"
+    return (
+        detector,
+        "its authors crop the central 224 pixels of an image; here its short side is resized to 224",
+    )
 
 
 def _from_coop(file: str | Path, state: dict, backbone: str, config: dict) -> tuple[Detector, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from ..models.backbones import best_device
 from ..models.instructblip import DEMO, Encoded, Vlm, crop_square, load_vlm
 from ..models.soft_prompts import adapter_folder, save_adapter
 from ..models.training import Recipe, train
+from ..paths import ROOT
 from .base import Detector
 
 BATCH = 32
@@ -48,29 +49,7 @@ STATISTICS = {
     "150k": ((0.4730, 0.4499, 0.4129), (0.2780, 0.2713, 0.2872)),
     "lama": ((0.4722, 0.4490, 0.4117), (0.2772, 0.2708, 0.2867)),
 }
-GRADIENT_SCALE = 2.0**12
-YAML = "textinv_train.yaml"
-# Of a recipe's setting: where the original has it, and what stays different whatever is set.
-SOURCES = {
-    "lr": (f"{YAML}: init_lr", ""),
-    "epochs": (f"{YAML}: max_epoch", ""),
-    "batch_size": (f"{YAML}: batch_size_train", "an epoch's last batch, if incomplete, is not dropped"),
-    "optimizer": ("LAVIS, runner_base.py", ""),
-    "weight_decay": (f"{YAML}", ""),
-    "schedule": (f"{YAML}: lr_sched; LAVIS, optims.py", ""),
-    "warmup_steps": (f"{YAML}: 0, of which LAVIS makes one step at warmup_lr", ""),
-    "warmup_lr": (f"{YAML}", ""),
-    "seed": (f"{YAML}", "another order of the images"),
-    "question": (f"{YAML}: prompt", ""),
-    "answers": ("test.py: candidates", ""),
-    "answer_scoring": ("blip2_vicuna_instruct_textinv.py: predict_class", ""),
-    "statistics": (f"{YAML}: mean, std", ""),
-    "normalisation": ("blip_processors.py: none", ""),
-    "pixels": ("blip_processors.py: Resize, CenterCrop; RandomCrop, RandomHorizontalFlip", ""),
-    "loss": ("blip2_vicuna_instruct_textinv.py: forward", ""),
-    "best epoch": ("tasks/textinv.py: 1 / loss", "all images weigh the same, not all batches of 8"),
-    "dtype": (f"{YAML}: amp; blip2.py: vit_precision", "gradients are scaled by a fixed number"),
-}
+GRADIENT_SCALE = 2.0**12  # float16 would round small gradients to 0
 
 
 class VlmImages(Dataset):
@@ -189,40 +168,31 @@ class VlmDetector(Detector):
         return Recipe(**preset | {k: v for k, v in own.items() if v is not None})
 
     def explain_recipe(self) -> pd.DataFrame:
-        """Every setting of a fit, beside AntifakePrompt's.
+        """Every setting of a fit, beside that of AntifakePrompt's repository.
 
         Returns:
-            `setting`, `value`, `source` (where the original has it) and `differs` (from it; empty if it does not).
+            `setting`, `value`, `source` (where the original has it) and `differs` (the original's value; empty if it
+            is the same).
         """
-        original = type(self)(preset=PAPER, answer_scoring="rank", dtype="mixed")._settings()
-        rows = []
-        for setting, value in self._settings().items():
-            source, always = SOURCES.get(setting, ("", ""))
-            other = "" if value == original[setting] else f"original: {original[setting]}"
-            if setting == "answer_scoring":
-                other = "the same for answers of one token" if other else ""
-            rows.append((setting, value, source, "; ".join(part for part in (other, always) if part)))
-        return pd.DataFrame(rows, columns=["setting", "value", "source", "differs"])
-
-    def _settings(self) -> dict[str, str]:
-        recipe = {k: str(v) for k, v in vars(self.recipe()).items() if k in SOURCES}
-        pixels = "short side 224, central square; a random square, mirrored or not, in training"
-        return recipe | {
+        original = pd.read_csv(ROOT / "data" / "published" / "antifakeprompt_recipe.csv", dtype=str)
+        own = {k: str(v) for k, v in vars(self.recipe()).items()} | {
             "question": self.texts()["llm"],
             "answers": " ".join(self.answers),
             "answer_scoring": self.answer_scoring,
-            "statistics": self.statistics or ("150k" if self.is_paper else "the image processor's"),
+            "statistics": self._statistics() or "the image processor's",
             "normalisation": self.normalisation.key,
-            "pixels": pixels if self.is_paper else "the image processor's",
+            "pixels": "square of 224, random in training" if self.is_paper else "the image processor's",
             "loss": "mean of all tokens" if self.is_paper else "both classes weigh the same",
-            "best epoch": "validation loss",
             "dtype": self._dtype(),
         }
+        value = original["setting"].map(own)
+        differs = ("original: " + original["value"]).where(value != original["value"], "")
+        return original.assign(value=value, differs=differs)
 
     @cached_property
     def vlm_(self) -> Vlm:
         """The model, loaded when it is first needed."""
-        statistics = self.statistics or ("150k" if self.is_paper else None)
+        statistics = self._statistics()
         vlm = load_vlm(
             self.backbone,
             dtype=self._dtype(),
@@ -237,6 +207,9 @@ class VlmDetector(Detector):
             for answer in self.answers:
                 vlm.answer_id(answer)
         return vlm
+
+    def _statistics(self) -> str | None:
+        return self.statistics or ("150k" if self.is_paper else None)
 
     def _dtype(self) -> str:
         on_gpu = best_device().type == "cuda"
@@ -330,27 +303,23 @@ class VlmDetector(Detector):
         train_set = self._images(train_rows, "none", progress, augment=self.is_paper)
         validation_set = self._images(validation, "none", progress)
 
-        def sums(model: nn.Module, batch: tuple, images: VlmImages) -> tuple[torch.Tensor, torch.Tensor]:
-            """A batch's summed loss and its weight: tokens, or images of which both classes weigh the same."""
-            inputs, labels = batch
-            labels = labels.to(vlm.device)
-            each = model(self._tokens(inputs), both.take(labels))
+        def loss(model: nn.Module, batch: Any, images: VlmImages = train_set) -> torch.Tensor:
+            labels = batch[1].to(vlm.device)
+            each = model(self._tokens(batch[0]), both.take(labels))
             if self.is_paper:
                 lengths = both.lengths[labels]
-                return (each * lengths).sum(), lengths.sum()
-            share = images.labels.mean()
-            weights = each.new_tensor([0.5 / (1 - share), 0.5 / share])[labels]
-            return (each * weights).sum(), torch.tensor(len(labels))
-
-        def loss(model: nn.Module, batch: tuple) -> torch.Tensor:
-            total, weight = sums(model, batch, train_set)
-            if vlm.mixed:  # small gradients would round to 0 in half precision
-                total.register_hook(lambda gradient: gradient * GRADIENT_SCALE)
-            return total / weight
+                value = (each * lengths).sum() / lengths.sum()
+            else:
+                share = images.labels.mean()
+                value = (each * each.new_tensor([0.5 / (1 - share), 0.5 / share])[labels]).mean()
+            if vlm.mixed and value.requires_grad:
+                value.register_hook(lambda gradient: gradient * GRADIENT_SCALE)
+            return value
 
         def validate(model: nn.Module) -> float:
-            found = [sums(model, batch, validation_set) for batch in DataLoader(validation_set, BATCH)]
-            return -sum(total.item() for total, _ in found) / sum(weight.item() for _, weight in found)
+            batches = DataLoader(validation_set, BATCH)
+            total = sum(loss(model, batch, validation_set).item() * len(batch[1]) for batch in batches)
+            return -total / len(validation_set)
 
         module = AnswerLosses(vlm)
         if vlm.mixed:

@@ -23,6 +23,7 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
+    BertTokenizer,
     BitsAndBytesConfig,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
@@ -42,21 +43,21 @@ ALIASES = {
     "instructblip-flan-t5-xl": "Salesforce/instructblip-flan-t5-xl",
 }
 QUANTISED = {"8bit": {"load_in_8bit": True}, "4bit": {"load_in_4bit": True}}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "mixed": torch.float16,
+}
 # How AntifakePrompt's tokenizer (Llama's legacy one) reads the question: 2 1317 445 15373 1855 [*] 1577.
 PROBE, PIECES = "Is this photo real [*]?", ["</s>", "▁Is", "▁this", "▁photo", "▁real", "▁?"]
-
-
-class _PureHalf(InstructBlipForConditionalGeneration):
-    """Every weight in the dtype that was asked for; transformers itself keeps the query tokens in float32."""
-
-    _keep_in_fp32_modules = None
 
 
 class _MixedHalf(InstructBlipForConditionalGeneration):
     """What LAVIS keeps in float32: the Q-Former and its projection, norms and embeddings of the image tower, and
     (AntifakePrompt's modeling_llama.py) the language model's input embeddings."""
 
-    _keep_in_fp32_modules_strict = [  # noqa: RUF012 - transformers' own name and type
+    _keep_in_fp32_modules_strict = [  # noqa: RUF012 - transformers declares it so
         "query_tokens",
         "qformer",
         "language_projection",
@@ -156,26 +157,27 @@ class Vlm:
         q = self.qformer_tokenizer(
             list(qformer_questions or questions), padding=True, padding_side="right", return_tensors="pt"
         )
-        config, pad = self.model.config, self.tokenizer.pad_token_id or 0
+        config: Any = self.model.config
+        pad, end_ids = self.tokenizer.pad_token_id or 0, [self.tokenizer.eos_token_id] * end
         image = [config.image_token_index] * config.num_query_tokens
         prompts = [image + self.prompt_ids(question) for question in questions]
-        targets = [[-100]] * len(prompts)
+        targets: list[list[int]] = [[-100]] * len(prompts)
         if answers is not None:
-            closing = [self.tokenizer.eos_token_id] * end
-            targets = [a + closing for a in self.tokenizer(list(answers), add_special_tokens=False).input_ids]
+            targets = [a + end_ids for a in self.tokenizer(list(answers), add_special_tokens=False).input_ids]
         fed = [[i for i in t[:-1] if i >= 0] for t in targets]
-        decoder, start = None, [len(p) - 1 for p in prompts]
+        start = torch.tensor([len(p) - 1 for p in prompts])
+        texts = {"qformer_input_ids": q["input_ids"], "qformer_attention_mask": q["attention_mask"]}
         if config.use_decoder_only_language_model:
             prompts = [p + a for p, a in zip(prompts, fed, strict=True)]
         else:
-            decoder, _ = _pad([[config.text_config.decoder_start_token_id, *a] for a in fed], pad)
-            decoder, start = decoder.to(self.device), [0] * len(prompts)
-        input_ids, mask = _pad(prompts, pad)
-        labels, _ = _pad(targets, -100)
-        positions = torch.tensor(start)[:, None] + torch.arange(labels.shape[1])
-        positions = positions.clamp(max=(input_ids if decoder is None else decoder).shape[1] - 1)
-        parts = (q["input_ids"], q["attention_mask"], input_ids, mask, positions, labels)
-        return Encoded(*(part.to(self.device) for part in parts), decoder_input_ids=decoder)
+            decoder = [[config.text_config.decoder_start_token_id, *a] for a in fed]
+            texts["decoder_input_ids"], start = _pad(decoder, pad), torch.zeros_like(start)
+        texts["input_ids"], texts["labels"] = _pad(prompts, pad), _pad(targets, -100)
+        texts["attention_mask"] = _pad([[1] * len(p) for p in prompts], 0)
+        last = texts.get("decoder_input_ids", texts["input_ids"]).shape[1] - 1
+        positions = start[:, None] + torch.arange(texts["labels"].shape[1])
+        texts["positions"] = positions.clamp(max=last)
+        return Encoded(**{key: value.to(self.device) for key, value in texts.items()})
 
     def logits(self, tokens: torch.Tensor, texts: Encoded) -> torch.Tensor:
         """Logits (b, a, n_words), float32, of what follows at each answer position, given tokens (b, t, D)."""
@@ -265,8 +267,20 @@ def load_vlm(
     hub: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     device = torch.device(device) if device else best_device()
     try:
-        config = _check_config(name, AutoConfig.from_pretrained(source, **hub))
-        kind, mixed = _precision(name, dtype, device, config.text_config.model_type)
+        config: Any = AutoConfig.from_pretrained(source, **hub)
+        if config.model_type != "instructblip":
+            raise ModelError(f"backbone {name}: a {config.model_type} model, expected instructblip")
+        if config.image_token_index is None:
+            raise ModelError(f"backbone {name}: image_token_index is missing in its config.json")
+        if dtype == "auto":
+            dtype = "bfloat16" if device.type == "cuda" else "float32"
+        if dtype not in DTYPES:
+            raise ModelError(f"dtype is {dtype!r}, expected auto or one of {', '.join(DTYPES)}")
+        is_t5 = config.text_config.model_type == "t5"
+        if dtype == "float16" and is_t5:
+            raise ModelError(f"dtype is float16, but the T5 of {name} overflows in it; use mixed or bfloat16")
+        kind = torch.bfloat16 if dtype == "mixed" and is_t5 else DTYPES[dtype]
+        mixed = kind if dtype == "mixed" else None
         if quantisation not in (None, *QUANTISED):
             raise ModelError(f"quantisation is {quantisation!r}, expected one of {', '.join(QUANTISED)}")
         quantised = BitsAndBytesConfig(**QUANTISED[quantisation]) if quantisation else None
@@ -276,7 +290,8 @@ def load_vlm(
         elif name == UNTRAINED:
             model = _untrained(config)
         else:
-            model, info = (_MixedHalf if mixed else _PureHalf).from_pretrained(
+            loader: Any = _MixedHalf if mixed else InstructBlipForConditionalGeneration
+            model, info = loader.from_pretrained(
                 source,
                 dtype=kind,
                 device_map=device_map,
@@ -288,7 +303,8 @@ def load_vlm(
             if missing := sorted(info["missing_keys"]):
                 raise ModelError(f"backbone {name}: {len(missing)} weights are missing, such as {missing[0]}")
         tokenizer = AutoTokenizer.from_pretrained(source, **hub)
-        qformer_tokenizer = AutoTokenizer.from_pretrained(source, subfolder="qformer_tokenizer", **hub)
+        # Not `AutoTokenizer`: it looks for a config.json in the subfolder, and the hub has none there.
+        qformer_tokenizer = BertTokenizer.from_pretrained(source, subfolder="qformer_tokenizer", **hub)
         processor = None if is_demo else AutoImageProcessor.from_pretrained(source, backend="pil", **hub)
     except ModelError:
         raise
@@ -300,6 +316,7 @@ def load_vlm(
         ) from error
     if device_map is None and quantised is None:
         model.to(device)  # type: ignore[arg-type] # transformers' wrapper hides torch's signature
+    model.query_tokens.data = model.query_tokens.to(model.qformer.dtype)  # transformers leaves it in float32
     model.requires_grad_(False).eval()
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -321,24 +338,6 @@ def load_vlm(
     return vlm
 
 
-def _precision(
-    name: str, dtype: str, device: torch.device, language: str
-) -> tuple[torch.dtype, torch.dtype | None]:
-    """The dtype to load the weights in, and `Vlm.mixed`."""
-    if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" else "float32"
-    if dtype == "mixed":
-        half = torch.bfloat16 if language == "t5" else torch.float16
-        return half, half
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ModelError(f"dtype is {dtype!r}, expected auto, mixed, float32, bfloat16 or float16")
-    if dtype == "float16" and language == "t5":
-        raise ModelError(
-            f"dtype is float16, but the T5 of {name} overflows in it; use mixed, bfloat16 or float32"
-        )
-    return getattr(torch, dtype), None
-
-
 def _untrained(config: InstructBlipConfig) -> InstructBlipForConditionalGeneration:
     """The model before any training, always the same: the control that shows what pretraining is for."""
     with torch.random.fork_rng(devices=[]):
@@ -349,19 +348,12 @@ def _untrained(config: InstructBlipConfig) -> InstructBlipForConditionalGenerati
     return model
 
 
-def _check_config(name: str, config: Any) -> Any:
-    if not isinstance(config, InstructBlipConfig):
-        raise ModelError(f"backbone {name}: a {config.model_type} model, expected instructblip")
-    if config.image_token_index is None:
-        raise ModelError(f"backbone {name}: image_token_index is missing in its config.json")
-    return config
-
-
 def _check_ids(vlm: Vlm) -> None:
     """Raise ModelError where a Llama's tokenizer reads AntifakePrompt's question in other ids than the original."""
     if not set(PIECES) <= set(vlm.tokenizer.get_vocab()):
         return  # another vocabulary: nothing to compare with
-    expected, ids = vlm.tokenizer.convert_tokens_to_ids(PIECES), vlm.prompt_ids(PROBE)
+    expected: Any = vlm.tokenizer.convert_tokens_to_ids(PIECES)
+    ids = vlm.prompt_ids(PROBE)
     if ids[:5] + ids[-1:] != expected:
         raise ModelError(
             f"backbone {vlm.name}: its tokenizer reads {PROBE!r} as {ids}, expected {expected[:-1]}, the"
@@ -369,12 +361,9 @@ def _check_ids(vlm: Vlm) -> None:
         )
 
 
-def _pad(rows: list[list[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of different lengths as one tensor (b, longest), and its mask."""
-    longest = max(len(r) for r in rows)
-    padded = torch.tensor([r + [value] * (longest - len(r)) for r in rows])
-    mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in rows])
-    return padded, mask
+def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
+    """Rows of different lengths as one tensor: (b, longest)."""
+    return nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value)
 
 
 def crop_square(image: Image.Image, size: int, *, at_random: bool = False) -> Image.Image:

@@ -90,10 +90,10 @@ def attach(
     Raises `ModelError` as `add_words` does, or if `init` is unknown to the tokenizer.
     """
     ids = add_words(tokenizer, words)
-    if tower.get_input_embeddings().num_embeddings <= max(ids):
+    if len(_table(tower)) <= max(ids):
         tower.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
     config = TrainableTokensConfig(token_indices=ids, target_modules=[embedding_name(tower)])
-    weight = tower.get_input_embeddings().weight
+    weight = _table(tower)
     if init == "random":
         drawn = torch.Generator().manual_seed(seed)
         start = torch.randn(len(ids), weight.shape[1], generator=drawn) * 0.02
@@ -101,7 +101,7 @@ def attach(
         known = tokenizer(init, add_special_tokens=False).input_ids
         if not known or tokenizer.unk_token_id in known:
             raise ModelError(f"init is {init!r}, expected 'random' or words that the tokenizer knows")
-        start = weight.detach()[known].float().mean(0).expand(len(ids), -1)
+        start = weight[known].float().mean(0).expand(len(ids), -1)
     model = get_peft_model(tower, config, adapter_name=ADAPTER)
     for layer in (m for m in model.modules() if isinstance(m, TrainableTokensLayer)):
         layer.__class__ = RowLookup  # peft has no way to name another class
@@ -175,6 +175,10 @@ def embedding_name(tower: PreTrainedModel) -> str:
     """Name of the input embedding inside `tower`, e.g. `embeddings.word_embeddings`."""
     embedding = tower.get_input_embeddings()
     return next(name for name, module in tower.named_modules() if module is embedding)
+
+
+def _table(tower: Any) -> torch.Tensor:
+    return tower.get_input_embeddings().weight.detach()
 
 
 def _layer(model: PeftModel) -> Any:
