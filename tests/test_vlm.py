@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -321,6 +320,7 @@ def test_queries_of_an_untrained_word_are_refused(folder, frame):
         ({"towers": "vision"}, "towers is 'vision'"),
         ({"n_vectors": 0}, "at least 1"),
         ({"answers": ("yes", "yes")}, "expected two words"),
+        ({"answers": "no"}, "answers are 'no', expected two words"),
         ({"answer_scoring": "guess"}, "answer_scoring is 'guess'"),
         ({"preset": "paper"}, "preset is 'paper'"),
         ({"lr": -1.0}, "lr is -1.0"),
@@ -348,19 +348,15 @@ def test_missing_weights_are_named(tmp_path):
         load_vlm(where, device="cpu")
 
 
-def test_code_in_a_backbones_folder_never_runs(tmp_path):
-    where = Path(save(tmp_path / "stranger", small_config()))
+def test_code_in_a_backbones_folder_never_runs(tmp_path, monkeypatch):
+    """Not even where transformers would ask, and the answer is yes."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    config = {"model_type": "stranger", "auto_map": {"AutoConfig": "harm.StrangerConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     code = f"open({str(tmp_path / 'ran')!r}, 'w')"
-    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
-        content = json.loads((where / name).read_text())
-        classes = {
-            "AutoConfig": "harm.C",
-            "AutoTokenizer": ["harm.C", "harm.C"],
-            "AutoImageProcessor": "harm.C",
-        }
-        (where / name).write_text(json.dumps(content | {"auto_map": classes}))
-    (where / "harm.py").write_text(f"{code}\nclass C: pass\n")
-    load_vlm(str(where), dtype="float32")
+    (tmp_path / "harm.py").write_text(f"{code}\n\n\nclass StrangerConfig:\n    pass\n")
+    with pytest.raises(ModelError, match=f"cannot load {tmp_path}"):
+        load_vlm(str(tmp_path))
     assert not (tmp_path / "ran").exists()
 
 

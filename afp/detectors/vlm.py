@@ -138,9 +138,9 @@ class VlmDetector(Detector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(set(self.answers)) != 2 or len(self.answers) != 2:
+        if isinstance(self.answers, str) or len(self.answers) != 2 or len(set(self.answers)) != 2:
             raise ModelError(
-                f"{self.name}: answers are {self.answers}, expected two words, real's and fake's"
+                f"{self.name}: answers are {self.answers!r}, expected two words, real's and fake's"
             )
         self.answers = self.answers[0], self.answers[1]
         for name, known in (
@@ -356,15 +356,10 @@ class VlmDetector(Detector):
         It is all that the language model gets of the image, and it depends on the question, so on a trained
         pseudo-word too (Dai et al., InstructBLIP, 2023, section 2.3).
 
-        Args:
-            frame, perturbation: as for `score`.
         Returns:
-            float32, (n, q, D): q queries, D the Q-Former's width; (32, 768) for InstructBLIP, (8, 128) for
-            `demo-vlm`.
+            float32, (n, q, D): q queries of the Q-Former's width, (n, 32, 768) for InstructBLIP.
         Raises:
-            ModelError: something is trained here, and it was not.
-            UnreadableImages: names every image that cannot be decoded.
-            ValueError: no image, or an unknown perturbation.
+            ModelError, UnreadableImages, ValueError: as `score` does.
         """
         if self.n_trainable and not hasattr(self, "threshold_"):
             raise ModelError(f"{self.name} is not fitted: call fit, or load a fitted run")
