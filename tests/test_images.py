@@ -15,7 +15,7 @@ from PIL import Image, ImageCms, ImageFile
 from PIL.Image import Transpose
 from sklearn.datasets import load_sample_image
 
-from afp.data.images import EXTENSIONS, MAX_PIXELS, list_images, open_image, open_images, sha256
+from afp.data.images import FORMAT_OF, MAX_PIXELS, list_images, open_image, open_images, sha256
 from afp.data.preprocess import Normalisation
 from afp.errors import ImageError, UnreadableImages
 
@@ -253,7 +253,7 @@ def test_lists_images(tmp_path):
     assert sorted(file.resolve() for file in again) == files  # each once, whichever way it was reached
     with pytest.raises(ImageError, match="nowhere: no such file or folder"):
         list_images([tmp_path, tmp_path / "nowhere"])
-    assert {file.suffix.lower() for file in files} <= EXTENSIONS
+    assert {file.suffix.lower() for file in files} <= set(FORMAT_OF)
 
 
 def test_sha256(tmp_path):
