@@ -7,7 +7,6 @@ import io
 import json
 import os
 import pickle
-import sys
 import tarfile
 from pathlib import Path
 
@@ -15,9 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import picture, smoothed
+from conftest import picture, save, smoothed
 
-from afp import cli
 from afp.data.images import describe_file, extension_caution, open_image, read_file, sha256
 from afp.data.manifest import read_manifest
 from afp.errors import ImageError
@@ -26,32 +24,9 @@ from afp.results import runs
 N = 12
 
 
-@pytest.fixture
-def afp(monkeypatch, capsys, tmp_path):
-    """Runs a command in an empty folder; returns its exit code and all that it printed."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["afp", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        printed = capsys.readouterr()
-        return stop.value.code or 0, printed.out + printed.err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def run_folder(small_frame, tmp_path_factory) -> Path:
     return runs.fit_run("spectrum", small_frame, tmp_path_factory.mktemp("run") / "spectrum", progress=False)
-
-
-def save(path: str, seed: int, fake: bool = False, **options) -> Path:
-    image = smoothed(picture(seed)) if fake else picture(seed)
-    file = Path(path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    image.save(file, **options)
-    return file
 
 
 def encoded(seed: int, fake: bool) -> bytes:
@@ -244,7 +219,10 @@ def test_every_file_is_accounted_for(afp):
     assert code == 0 and "real: 7" in printed and "fake: 10" in printed
     assert "not taken, fake: 2 .json, 1 .txt, such as set/fake/" in printed
     assert "not taken, outside of the layout: 1 no class word in its path, 1 .md" in printed
-    assert "1 images cannot be read; --drop-unreadable leaves such out" in printed
+    assert (
+        "1 images cannot be used, such as unreadable: " in printed
+        and "empty.png: empty file; --drop" in printed
+    )
     assert "line\nbreak" not in printed
     left = pd.read_csv("left.csv")
     assert len(left) == 6 and set(left["reason"]) == {

@@ -48,7 +48,8 @@ GREY_SIDE = 32  # pixels of the small grey picture that the audit compares
 _FORMATS = sorted({*FORMAT_OF.values()} - {"HEIF"})
 # How the content of these formats begins: tells an image that has no extension, or an unknown one.
 _BEGINNINGS = re.compile(
-    rb"\xff\xd8\xff|\x89PNG|GIF8|BM|RIFF....WEBP|II\*\0|MM\0\*|....ftyp(?:avi|mif1|msf1|hei|hev)", re.DOTALL
+    rb"\xff\xd8\xff|\x89PNG|GIF8|BM....\0{4}|RIFF....WEBP|II\*\0|MM\0\*|....ftyp(?:avi|mif1|msf1|hei|hev)",
+    re.DOTALL,
 )
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -141,7 +142,7 @@ def list_images(paths: str | Path | Iterable[str | Path]) -> tuple[list[Path], d
         else:
             raise ImageError(f"{printable(path)}: no such file or folder")
         for file in inside:
-            if file == Path(path) or file.suffix.lower() in FORMAT_OF or _begins_like_an_image(file):
+            if file == Path(path) or file.suffix.lower() in FORMAT_OF or begins_like_an_image(_head(file)):
                 files.setdefault((os.path.realpath(file.parent), file.name), file)
             else:
                 skipped[printable(file)] = printable(file.suffix.lower()) or "no extension"
@@ -178,12 +179,15 @@ def _walk(folder: str | Path, skipped: dict[str, str]) -> Iterator[Path]:
         visited.add(real)
 
 
-def _begins_like_an_image(file: Path) -> bool:
-    try:
-        with open_regular(file) as stream:
-            return _BEGINNINGS.match(stream.read(16)) is not None
-    except ImageError:
-        return False
+def begins_like_an_image(content: bytes) -> bool:
+    """Whether the first 16 bytes are those of a format that `open_image` reads."""
+    return _BEGINNINGS.match(content) is not None
+
+
+def _head(file: Path) -> bytes:
+    with suppress(ImageError), open_regular(file) as stream:
+        return stream.read(16)
+    return b""
 
 
 @contextmanager
@@ -203,7 +207,7 @@ def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
         raise ImageError(f"{name}: over {MAX_JPEG_PIXELS:,} pixels; scale it down") from None
     except Exception as error:  # on crafted bytes Pillow raises nearly anything
         reason = str(error) or type(error).__name__
-        raise ImageError(f"{name}: damaged or truncated ({reason})") from error
+        raise ImageError(f"{name}: damaged, truncated or beyond what the decoder reads ({reason})") from error
 
 
 def _formats(content: bytes, name: str) -> list[str]:

@@ -7,6 +7,7 @@ then decides on sources, folds and splits.
 from __future__ import annotations
 
 import csv
+import hashlib
 import pickle
 import re
 from collections.abc import Iterable, Sequence
@@ -20,8 +21,8 @@ from tqdm.auto import tqdm
 from ..errors import DataError, ImageError
 from ..files import printable
 from .archives import holds_images, list_members
-from .images import FORMAT_OF, list_images, open_image
-from .manifest import COLUMNS, hash_or_empty
+from .images import FORMAT_OF, begins_like_an_image, decode_image, list_images, read_file
+from .manifest import COLUMNS
 from .sources import find_sources
 from .splits import N_FOLDS, deal_folds, hash_folds
 
@@ -270,7 +271,7 @@ def read_tables(
     for name, default in [("generator", generators), ("set", ""), ("split", "")]:
         images[name] = images[name].fillna("").astype(str) if name in images else default
     images["split"] = images["split"].str.lower().map(lambda word: _SPLITS.get(word, word))
-    return Listing(images.rename(columns={"path": "file"}).assign(folder=""), left_out)
+    return Listing(images.assign(file=images["path"], folder="").drop(columns="path"), left_out)
 
 
 _NAMES = {0: "real", 1: "fake"}
@@ -337,22 +338,15 @@ def make_manifest(
     images, notes = listing.images.drop_duplicates("file", ignore_index=True), []
     if len(images) < len(listing.images):
         notes.append(f"{len(listing.images) - len(images)} files are listed twice and taken once")
-    reasons, hashes = [], []
-    for file in tqdm(images["file"], desc="reading", unit="image", leave=False):
-        reason, digest = "", ""
-        if not (digest := hash_or_empty(file)):
-            reason = "unreadable"
-        elif drop_unreadable:
-            try:
-                open_image(file)
-            except ImageError as error:
-                reason = f"unreadable: {error}"
-        reasons.append(reason)
-        hashes.append(digest)
+    reading = tqdm(images["file"], desc="reading", unit="image", leave=False)
+    hashes, reasons = zip(*[_check_file(file, drop_unreadable) for file in reading], strict=True)
     images["sha256"] = hashes
     lost = pd.Series(reasons, dtype=object) != ""
     if lost.any() and not drop_unreadable:
-        notes.append(f"{lost.sum()} images cannot be read; --drop-unreadable leaves such out")
+        first = next(reason for reason in reasons if reason)
+        notes.append(
+            f"{lost.sum()} images cannot be used, such as {first}; --drop-unreadable leaves such out"
+        )
     elif lost.any():
         shares = [
             f"{part.mean():.0%} of {name}" for name, part in lost.groupby(images["generator"]) if part.any()
@@ -376,6 +370,18 @@ def make_manifest(
     if "kind" not in images:
         images["kind"] = images["label"].map({0: "real", 1: "unknown"})
     return images.assign(path=images["file"])[[*COLUMNS, "file"]], notes
+
+
+def _check_file(file: str, decode: bool) -> tuple[str, str]:
+    """A file's hash, and why it is no image; in a glance at how it begins, or by decoding it."""
+    try:
+        content = read_file(file)
+        if decode:
+            decode_image(content, file)
+        reason = "" if decode or begins_like_an_image(content) else f"unreadable: {file}: no image"
+        return hashlib.sha256(content).hexdigest(), reason
+    except ImageError as error:
+        return "", f"unreadable: {error}"
 
 
 def _choose_splits(images: pd.DataFrame, split: bool, notes: list[str]) -> pd.Series:
