@@ -326,7 +326,7 @@ def test_lists_images(tmp_path):
         **{"notes.txt": ".txt", "x.pdf": ".pdf", "empty": "no extension"}
     }
     assert (
-        count_reasons([".txt", ".txt", ".pdf"]) == "3 skipped (2 .txt, 1 .pdf)"
+        count_reasons(skipped) == "3 skipped (1 .pdf, 1 .txt, 1 no extension)"
         and count_reasons({}) == "0 skipped"
     )
     assert list_images(tmp_path / "notes.txt") == ([tmp_path / "notes.txt"], {})

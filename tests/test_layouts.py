@@ -296,11 +296,11 @@ def test_tables_of_any_columns_and_separators(afp, name):
 @pytest.mark.parametrize(
     ("content", "options", "named"),
     [
-        ("path,label\na.png,0\nb.png,1", [], "holds 0, 1; say which is real: --real-value 0"),
+        ("path,label\na.png,0\nb.png,1", [], "holds 0, 1; which is real? Give --real-value"),
         (
             "path,label\na.png,0\nb.png,1",
             ["--real-value", "7"],
-            "'7' is not in it, expected one of ['0', '1']",
+            "--real-value '7', expected one of ['0', '1']",
         ),
         (
             "path,file,label\na,b,real",
@@ -308,7 +308,7 @@ def test_tables_of_any_columns_and_separators(afp, name):
             "paths: which column? Give --path-column, one of path, file, label",
         ),
         ("path,label\na,real", ["--path-column", "x"], "which column?"),
-        ("path,what\na.png,0", [], "1 images without a label; name its column by --label-column"),
+        ("path,what\na.png,0", [], "1 images without a label; give --label-column"),
         ("", [], "not a readable table"),
         ("path,label,split\na.png,real,dev\nb.png,fake,train", [], "split: 'dev'"),
     ],

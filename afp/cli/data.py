@@ -95,16 +95,15 @@ def manifest(
         raise DataError(f"--layout: {layout!r}, expected {' | '.join(layouts.LAYOUTS)}")
     if bool(inputs) == bool(real or fake):
         raise DataError("give a folder, a table or shards; or both --real DIR and --fake NAME=DIR")
-    if not inputs:
-        listing = layouts.read_places(_named(real or [], "real"), _named(fake or [], ""))
-    elif len(inputs) == 1 and inputs[0].is_dir():
-        shards = sorted(p for p in inputs[0].iterdir() if p.suffix.lower() in (".tar", ".parquet"))
-        if shards:
-            listing = layouts.read_tables(shards, path_column, label_column, real_value)
-        else:
-            listing = layouts.read_tree(inputs[0], layout)
+    tables = list(inputs or [])
+    if len(tables) == 1 and tables[0].is_dir():
+        tables = layouts.find_shards(tables[0])
+    if tables:
+        listing = layouts.read_tables(tables, path_column, label_column, real_value)
+    elif inputs:
+        listing = layouts.read_tree(inputs[0], layout)
     else:
-        listing = layouts.read_tables(inputs, path_column, label_column, real_value)
+        listing = layouts.read_places(_named(real or [], "real"), _named(fake or [], ""))
     frame, notes = layouts.make_manifest(listing, source_rule, split, seed, drop_unreadable)
     generators = sorted(set(frame.loc[frame["label"] == 1, "generator"]))
     if frame["label"].nunique() < 2:

@@ -149,10 +149,10 @@ def list_images(paths: str | Path | Iterable[str | Path]) -> tuple[list[Path], d
     return sorted(files.values()), skipped
 
 
-def count_reasons(reasons: Mapping[str, str] | Iterable[str]) -> str:
+def count_reasons(skipped: Mapping[str, str]) -> str:
     """Such as ``3 skipped (2 .txt, 1 no extension)``, of what `list_images` skipped."""
-    counts = Counter(reasons.values() if isinstance(reasons, Mapping) else reasons)
-    parts = ", ".join(f"{n} {reason}" for reason, n in counts.most_common())
+    counts = Counter(skipped.values())
+    parts = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
     return f"{counts.total()} skipped" + (f" ({parts})" if parts else "")
 
 

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..errors import DataError, ImageError
 from ..files import printable
-from .archives import holds_images, list_members
+from .archives import SUFFIXES, holds_images, list_members
 from .images import FORMAT_OF, begins_like_an_image, decode_image, list_images, read_file
 from .manifest import COLUMNS
 from .sources import find_sources
@@ -104,10 +104,8 @@ def read_tree(folder: Path, layout: str = "auto") -> Listing:
         else:
             rows.append({"file": str(file.absolute()), **place})
     for name, reason in skipped.items():
-        relative = name.removeprefix(str(folder)).lstrip("/")
-        left_out.append(
-            LeftOut(name, (_place(relative, layout) or {"generator": OUTSIDE})["generator"], reason)
-        )
+        place = _place(name.removeprefix(str(folder)).lstrip("/"), layout)
+        left_out.append(LeftOut(name, place["generator"] if place else OUTSIDE, reason))
     if not rows:
         raise DataError(
             f"{folder}: no image below a folder named real or fake (or 0_real and 1_fake, nature and ai, ...); "
@@ -133,9 +131,7 @@ def _place(name: str, layout: str) -> dict[str, Any] | None:
     if not hits:
         return None
     if len({_CLASSES[words[i]] for i in hits}) > 1:
-        raise DataError(
-            f"{printable(name)}: names both classes; name the folders by --real and --fake NAME=DIR"
-        )
+        raise DataError(f"{printable(name)}: names both classes; give --real DIR and --fake NAME=DIR")
     label, split = _CLASSES[words[hits[0]]], next((_SPLITS[w] for w in words if w in _SPLITS), "")
     kept = [(i, part) for i, part in enumerate(folders) if words[i] not in _SPLITS and i not in hits]
     above, below = ([part for i, part in kept if (i < hits[0]) == side] for side in (True, False))
@@ -183,17 +179,12 @@ def read_places(real: Iterable[tuple[str, Path]], fake: Iterable[tuple[str, Path
         left_out += unnamed + [LeftOut(file, name, reason) for file, reason in skipped.items()]
         if not files:
             raise DataError(f"{place}: no image in it")
+        base = place if place.is_dir() else place.parent
         for file in files:
-            inside = file.is_relative_to(place if place.is_dir() else place.parent)
-            inner = (
-                file.relative_to(place if place.is_dir() else place.parent)
-                if inside
-                else Path(*file.parts[-2:])
-            )
-            inner = inner.with_suffix("")
-            folder = inner.parent.as_posix()
+            near = file.relative_to(base) if file.is_relative_to(base) else Path(*file.parts[-2:])
+            inner = near.with_suffix("").as_posix()
             row = {"file": str(file.absolute()), "label": label, "generator": name, "set": "", "split": ""}
-            rows.append({**row, "inner": inner.as_posix(), "folder": "" if folder == "." else folder})
+            rows.append({**row, "inner": inner, "folder": inner.rpartition("/")[0]})
     return Listing(pd.DataFrame(rows), left_out)
 
 
@@ -218,6 +209,16 @@ def _read_list(path: Path) -> list[Path]:
     except Exception as error:  # a pickle's bytes may raise nearly anything
         raise DataError(f"{path}: not a folder and not a readable list ({error})") from error
     return [path.parent / name for name in names if name.strip()]
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """The tar shards and Parquet files of images in a folder; raises DataError where loose images lie beside them."""
+    shards = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and holds_images(p)]
+    if shards and (loose := list_images([folder])[0]):
+        raise DataError(
+            f"{folder}: {len(shards)} shards and {len(loose)} loose images; give the shards by name"
+        )
+    return shards
 
 
 def read_tables(
@@ -254,17 +255,14 @@ def read_tables(
     if label_column or any(c.lower() in _LABELS for c in images.columns):
         column = _find_column(images, label_column, _LABELS, f"{tables[0]}: labels", "--label-column")
         values = images[column].astype(str).str.strip()
-        images["label"], labels = _as_labels(values, real_value, f"{tables[0]}: column {column!r}"), values
-        several = labels.nunique() > 2
-        generators = (
-            labels.where(images["label"] == 1, "real") if several else images["label"].map(_NAMES.get)
-        )
+        images["label"] = _as_labels(values, real_value, f"{tables[0]}: column {column!r}")
+        generators = images["label"].map({0: "real", 1: "fake"})
+        if values.nunique() > 2:
+            generators = values.where(images["label"] == 1, "real")
     else:
         places = [_place(name, "auto") for name in images["inner"]]
         if unplaced := places.count(None):
-            raise DataError(
-                f"{tables[0]}: {unplaced} images without a label; name its column by --label-column"
-            )
+            raise DataError(f"{tables[0]}: {unplaced} images without a label; give --label-column")
         images["label"] = [place["label"] for place in places if place]
         generators = pd.Series([place["generator"] for place in places if place])
     images["inner"] = images["inner"].str.replace(r"\.\w+$", "", regex=True)
@@ -272,9 +270,6 @@ def read_tables(
         images[name] = images[name].fillna("").astype(str) if name in images else default
     images["split"] = images["split"].str.lower().map(lambda word: _SPLITS.get(word, word))
     return Listing(images.assign(file=images["path"], folder="").drop(columns="path"), left_out)
-
-
-_NAMES = {0: "real", 1: "fake"}
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -303,14 +298,10 @@ def _as_labels(values: pd.Series, real_value: str, where: str) -> pd.Series:
     distinct = sorted(values.unique())
     if real_value:
         if real_value not in distinct:
-            raise DataError(
-                f"{where}: --real-value {real_value!r} is not in it, expected one of {distinct[:20]}"
-            )
+            raise DataError(f"{where}: --real-value {real_value!r}, expected one of {distinct[:20]}")
         return (values != real_value).astype(int)
     if not set(values.str.lower()) <= set(_CLASSES):
-        raise DataError(
-            f"{where}: holds {', '.join(distinct[:20])}; say which is real: --real-value {distinct[0]}"
-        )
+        raise DataError(f"{where}: holds {', '.join(distinct[:20])}; which is real? Give --real-value")
     return values.str.lower().map(_CLASSES)
 
 
