@@ -81,6 +81,7 @@ def score(
     """Score images with a run: P(fake), a row each. Exit 1 if any could not be read."""
     from .. import detectors
     from ..data import preprocess
+    from ..data.images import count_reasons
     from ..detectors import base
     from ..figures import report
     from ..results import verdict
@@ -103,7 +104,7 @@ def score(
     for message in failed["error"].head(20):
         typer.secho(f"error  {message}", fg="red", err=True)
     typer.echo(
-        f"{len(good)} scored ({int(fakes.sum())} called fake), {len(failed)} failed, {skipped} skipped: {out}"
+        f"{len(good)} scored ({int(fakes.sum())} called fake), {len(failed)} failed, {count_reasons(skipped)}: {out}"
     )
     if html:
         typer.echo(f"report: {report.write_html(table, frame, folder, html, maps)}")
