@@ -9,7 +9,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -26,7 +25,6 @@ from .style import (
     DOUBLE,
     MARKERS,
     SERIES,
-    SINGLE,
     Drawn,
     chance_line,
     colour,
@@ -44,7 +42,7 @@ CELL = 0.27  # inches: the width of a number in a heat map
 
 @drawing
 def heat_map(tables: Mapping[str, pd.DataFrame]) -> Drawn:
-    """Sets x methods with every number, a panel for each table's accuracy and (if there) AP; the last row is the mean.
+    """Sets x methods with every number, a panel for each table's accuracy and (if there) AP; the mean is last.
 
     Boxed cells were in the method's training. The mean leaves out commercial generators, as CLIPping's does.
 
@@ -109,13 +107,8 @@ def parameter_scatter(table: pd.DataFrame) -> Drawn:
     constant = headlines(table[table["note"] == ""])["all"].iloc[-1]
     fig, ax = plt.subplots(figsize=(DOUBLE, 2.8 + 0.1 * len(means)))
     chance_line(ax, constant)
-    words = {
-        "xycoords": ("axes fraction", "data"),
-        "textcoords": "offset points",
-        "ha": "right",
-        "color": "0.3",
-    }
-    ax.annotate("everything called fake", (1, constant), (0, -9), fontsize=7, **words)
+    note = offset_copy(ax.get_yaxis_transform(), fig, y=-9, units="points")
+    ax.text(1, constant, "everything called fake", transform=note, ha="right", fontsize=7, color="0.3")
     looks, ties = _styles(means), means.groupby("n_params").cumcount()
     for row, tie in zip(means.itertuples(), ties, strict=True):
         aside = offset_copy(ax.transData, fig, x=7 * tie, units="points")
@@ -274,9 +267,9 @@ def size_beside_paper(ours: pd.DataFrame, theirs: pd.DataFrame) -> Drawn:
         looks, ends = method_styles(table["method"]), []
         for name, look in looks.items():
             rows = table[table["method"] == name].sort_values("n_train")
-            half = rows["half"] if "half" in rows else None
+            half = rows.get("half")
             ax.errorbar(rows["n_train"], rows["accuracy"], half, elinewidth=0.7, **look)
-            ends.append((rows["accuracy"].iloc[-1], rows["n_train"].iloc[-1], name, look["color"]))
+            ends.append((rows["accuracy"].iloc[-1], name, look["color"]))
         ax.set(xscale="log", xlabel="training images, both classes", title=title)
         ticks = sorted({round(n, -1) for n in table["n_train"]})
         ax.set_xticks(ticks, [_thousands(tick) for tick in ticks])
@@ -286,14 +279,13 @@ def size_beside_paper(ours: pd.DataFrame, theirs: pd.DataFrame) -> Drawn:
     return fig, pd.concat([right.assign(origin="published"), left.assign(origin="ours")])
 
 
-def _name_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """A name to the right of each (y, x, name, colour), at least a line of text apart."""
+def _name_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """A name to the right of each (y, name, colour), at least a line of text apart."""
     low, high = ax.get_ylim()
     lowest = -np.inf
-    for y, x, name, hue in sorted(ends):
+    for y, name, hue in sorted(ends):
         lowest = max(y, lowest + 0.055 * (high - low))
-        place = {"xycoords": ("axes fraction", "data"), "va": "center", "color": hue, "fontsize": 7.5}
-        ax.annotate(name, (1.02, lowest), **place, annotation_clip=False)
+        ax.text(1.02, lowest, name, transform=ax.get_yaxis_transform(), va="center", color=hue, fontsize=7.5)
 
 
 def _means(table: pd.DataFrame, by: str | list[str] = "method") -> pd.DataFrame:
@@ -322,8 +314,8 @@ def _styles(table: pd.DataFrame, series: str = "method", graded: bool = False) -
     styles = method_styles(table.loc[~own, series])
     styles = {name: look | {"label": name} for name, look in styles.items()}
     open_ = {"markerfacecolor": "white", "markersize": 6.5, "linewidth": 0.8, "linestyle": "--"}
-    names = _shown_names(table[own]) if series == "method" else {}
-    return styles | {m: look | open_ | {"label": names[m]} for m, look in method_styles(names).items()}
+    shown = _shown_names(table[own]) if series == "method" else {}
+    return styles | {m: look | open_ | {"label": shown[m]} for m, look in method_styles(shown).items()}
 
 
 def _thousands(number: float) -> str:
@@ -332,7 +324,8 @@ def _thousands(number: float) -> str:
 
 def _footnote(fig: Figure, table: pd.DataFrame, above: tuple[str, ...] = ()) -> None:
     """Under the figure: lines `above`, then what keeps each own run from comparison with the papers."""
-    own = table[table["note"] != ""].groupby("note", sort=False)["method"].unique()
+    own = table[table["note"] != ""]
+    own = own.groupby("note", sort=False)["method"].unique() if len(own) else {}
     lines = [f"own {', '.join(methods)}: {note}" for note, methods in own.items() if note != "own run"]
     lines = [textwrap.fill(line, int(fig.get_figwidth() / 0.066)) for line in lines]
     if above or lines:

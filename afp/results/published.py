@@ -77,8 +77,9 @@ def clipping(folder: str | Path = FOLDER) -> pd.DataFrame:
     """CLIPping the Deception's results: a row for each evaluation of a run on a test set.
 
     Columns: method, n_train_images (real + fake), n_context, shots_per_class_and_category, perturbation
-    (as `afp.data.preprocess` writes it: none, jpeg:75, blur:2), test_set, kind, accuracy, f1, average_precision (%), run, source_file. A run stands twice where the
-    authors evaluated it twice: see `one_copy`. DataError: as `antifakeprompt`.
+    (as `afp.data.preprocess` writes it: none, jpeg:75, blur:2), test_set, kind, accuracy, f1, average_precision
+    (%), run, source_file. A run stands twice where the authors evaluated it twice: see `one_copy`. DataError: as
+    `antifakeprompt`.
     """
     numbers = ["accuracy", "f1", "average_precision"]
     table = _read(Path(folder) / "clipping_the_deception.csv", [*_KEY, "source_file"], numbers)
