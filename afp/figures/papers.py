@@ -29,6 +29,7 @@ from .style import (
     chance_line,
     colour,
     drawing,
+    key,
     legend_above,
     method_styles,
     name_rows,
@@ -37,7 +38,7 @@ from .style import (
 
 PERCENT = {"accuracy": "accuracy (%)", "average_precision": "average precision (%)"}
 KINDS = {"GAN (training generator)": "GAN", "diffusion/transformer": "diffusion", "face manipulation": "face"}
-CELL = 0.27  # inches: the width of a number in a heat map
+CELL = 0.3  # inches: the width of a number in a heat map
 
 
 @drawing
@@ -78,12 +79,12 @@ def heat_map(tables: Mapping[str, pd.DataFrame]) -> Drawn:
             ax.axhline(i - 0.5, color="white", linewidth=4 if i == len(sets) else 1.2)
         published = table.loc[table["note"] == "", "method"].nunique()
         ax.axvline(published - 0.5, color="white", linewidth=4)
-        ax.set_xticks(range(len(names)), names.values(), rotation=40, ha="left", rotation_mode="anchor")
+        ax.set_xticks(range(len(names)), names.values(), rotation=60, ha="left", rotation_mode="anchor")
         ax.xaxis.tick_top()
         ax.tick_params(length=0)
         ax.set_xlabel(PERCENT[value] if len(tables) == 1 else f"{title}: {PERCENT[value]}")
         ax.spines[:].set_visible(False)
-    mean_name = "mean, not commercial" if "commercial" in set(kinds) else "mean"
+    mean_name = "mean, not commercial" if "average_precision" in together else "mean"
     axes[0, 0].set_yticks(range(len(sets) + 1), [*sets, mean_name])
     _footnote(fig, together)
     parts = []
@@ -132,7 +133,7 @@ def mean_curves(
     means = _means(table, [series, x, "note"]).sort_values([series, x] if graded else x, kind="stable")
     values, looks = _values(table), _styles(table, series, graded)
     specs = sorted(table[x].unique(), key=perturbation_order) if x == "perturbation" else []
-    ticks = specs or sorted(table.loc[table["note"] == "", x].unique())
+    ticks = specs or sorted(table[x].dropna().unique())
     fig, axes = plt.subplots(1, len(values), figsize=(DOUBLE, 3), squeeze=False)
     for ax, value in zip(axes[0], values, strict=True):
         for name, look in looks.items():
@@ -145,7 +146,7 @@ def mean_curves(
             ax.set_xticks(range(len(specs)), [perturbation_title(spec) for spec in specs])
         else:
             ax.set_xscale("log")
-            ax.set_xticks(ticks, [_thousands(tick) for tick in ticks])
+            ax.set_xticks(ticks, [_thousands(tick) for tick in ticks], rotation=45 * (len(ticks) > 6))
             ax.minorticks_off()
         ax.set(xlabel=xlabel, ylabel=PERCENT[value])
         ax.grid(axis="y", color="0.92", linewidth=0.6)
@@ -167,8 +168,8 @@ def dots(table: pd.DataFrame, row: str, series: str, *, xlabel: str = "", panel:
     )
     panels = panels or [("", table, value) for value in values]
     size = (max(DOUBLE, 1.4 + 1.75 * len(panels)), 0.18 * len(rows) + (1.6 if panel else 1.1))
-    fig, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
-    own = set(table.loc[table["note"] != "", row]) if row == "method" else set()
+    fig, axes = plt.subplots(1, len(panels), figsize=size, sharex=bool(panel), sharey=True, squeeze=False)
+    names = _shown_names(table) if row == "method" else {name: str(name) for name in rows}
     for ax, (title, part, value) in zip(axes[0], panels, strict=True):
         at, looks = part[row].map(rows.index), method_styles(part[series])
         spread = part.groupby(at)[value].agg(["min", "max"])
@@ -179,14 +180,11 @@ def dots(table: pd.DataFrame, row: str, series: str, *, xlabel: str = "", panel:
                 here = (part[series] == name) & ((part["note"] != "") == is_own)
                 face = {"markerfacecolor": "white"} if is_own else {"label": name}
                 ax.plot(part.loc[here, value], at[here] + aside, **look | face, linestyle="")
-        name_rows(ax, [f"own: {name}" if name in own else str(name) for name in rows], stripes=False)
+        name_rows(ax, [names[name] for name in rows], stripes=False)
         ax.set_xlabel(xlabel or PERCENT[value])
         ax.grid(axis="x", color="0.92", linewidth=0.6)
         if panel:
-            ax.set_title(title, loc="left")
-            ax.legend(
-                loc="upper center", bbox_to_anchor=(0.5, -0.45 / fig.get_figheight() * 2.2), handlelength=1
-            )
+            ax.legend(title=title, loc="lower left", bbox_to_anchor=(0, 1), alignment="left", handlelength=1)
     if not panel:
         legend_above(fig, axes[0, 0].get_lines())
     _footnote(fig, table)
@@ -212,8 +210,8 @@ def accuracy_against_ap(table: pd.DataFrame, ap: float = 95, accuracy: float = 8
         for kind, points in part.groupby(kinds, sort=False):
             look = {"color": colour("", str(kind)), "markersize": 3.6, "markeredgewidth": 0, "label": kind}
             ax.plot(points["average_precision"], points["accuracy"], markers[kind], **look)
-        title = textwrap.fill(name, 22) if len(name) > 26 else name
-        ax.set_title(f"{title}: {part['failure'].sum()} of {len(part)}", fontsize=8)
+        title = f"{name}: {part['failure'].sum()} of {len(part)}"
+        ax.set_title(textwrap.fill(title, 30), fontsize=8)
     for i in range(len(names), axes.size):
         axes.flat[i].axis("off")
         axes.flat[i - 4].tick_params(labelbottom=True)
@@ -228,21 +226,21 @@ def accuracy_against_ap(table: pd.DataFrame, ap: float = 95, accuracy: float = 8
 def mean_and_worst(tables: Mapping[str, pd.DataFrame]) -> Drawn:
     """Mean (filled) and worst set (open, named) of every method, a panel for each paper's table."""
     means = {name: _means(table, ["method", "note"]) for name, table in tables.items()}
-    height = 0.26 * max(map(len, means.values())) + 1.0
-    fig, axes = plt.subplots(1, len(means), figsize=(DOUBLE, height), squeeze=False)
+    names = [name for rows in means.values() for name in _shown_names(rows).values()]
+    size = (DOUBLE + 0.1 * max(0, max(map(len, names)) - 22), 0.26 * max(map(len, means.values())) + 1.2)
+    fig, axes = plt.subplots(1, len(means), figsize=size, squeeze=False)
     for ax, (title, rows) in zip(axes[0], means.items(), strict=True):
-        looks = method_styles(rows["method"])
+        own = rows["note"] != ""
+        looks = method_styles(rows.loc[~own, "method"]) | method_styles(rows.loc[own, "method"])
         name_rows(ax, list(_shown_names(rows).values()), stripes=False)
         for i, row in enumerate(rows.itertuples()):
-            look = looks[row.method]
             ax.hlines(i, row.worst, row.accuracy, color="0.75", linewidth=1, zorder=0)
-            ax.plot(row.accuracy, i, **look)
-            ax.plot(row.worst, i, markerfacecolor="white", **look)
+            ax.plot(row.accuracy, i, **looks[row.method])
+            ax.plot(row.worst, i, markerfacecolor="white", **looks[row.method])
             ax.annotate(row.worst_set, (row.worst, i), (-2.5, 4), textcoords="offset points", fontsize=6)
-        ax.set(
-            ylim=(len(rows) - 0.5, -0.8), xlim=(-8, 104), xlabel="mean, and worst set (open): accuracy (%)"
-        )
-        ax.set_title(title)
+        ax.set(ylim=(len(rows) - 0.5, -0.8), xlim=(-8, 104), xlabel=PERCENT["accuracy"], title=title)
+    points = {"marker": "o", "linestyle": "", "color": "0.3"}
+    legend_above(fig, [key("mean", **points), key("worst set", markerfacecolor="white", **points)])
     _footnote(fig, next(iter(tables.values())))
     return fig, pd.concat([rows.assign(paper=name) for name, rows in means.items()])
 

@@ -50,13 +50,13 @@ METHODS = {
     ("clip-adaptprompt",): ("#44AA99", "H"),
     ("clip-zero-shot", "CogVLM zero-shot"): ("#777777", "v"),
     ("vlm-zero-shot", "InstructBLIP zero-shot"): ("#999933", "<"),
-    ("vlm-prompt", "AntifakePrompt"): ("#882255", "*"),
+    ("vlm-prompt", "AntifakePrompt"): ("#882255", "p"),
     ("vlm-lora", "InstructBLIP + LoRA"): ("#332288", ">"),
     ("spectrum",): ("#E69F00", "P"),
     ("metadata",): ("#000000", "X"),
-    ("UnivFD",): ("#56B4E9", "p"),
+    ("UnivFD",): ("#56B4E9", "h"),
     ("Wang 2020",): ("#B8860B", "8"),
-    ("DE-FAKE",): ("#661100", "h"),
+    ("DE-FAKE",): ("#661100", "H"),
     ("DIRE",): ("#6699CC", "X"),
 }
 _LOOK: dict[Any, Any] = {
@@ -133,21 +133,24 @@ def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """How each method of a figure is drawn: `METHODS` by the beginning of its name.
 
     Variants of one method ("AntifakePrompt + LaMa", "linear-probe, PNG") share its marker, in paler shades.
-    A name that is not there takes one of `series_style`.
+    Names that are no method's are told apart by `shades`, whose colours mean no method.
 
     Returns:
         Name -> ``color`` and ``marker``, for matplotlib.
     """
     known = {start: (i, look) for i, (starts, look) in enumerate(METHODS.items()) for start in starts}
+    names = list(dict.fromkeys(names))
+    begins = {name: max((s for s in known if name.startswith(s)), key=len, default="") for name in names}
+    others = [name for name in names if not begins[name]]
     styles: dict[str, dict[str, Any]] = {}
-    taken: list[int] = []
-    for name in dict.fromkeys(names):
-        begins = [start for start in known if name.startswith(start)]
-        place, (hue, marker) = known[max(begins, key=len)] if begins else (-1, series_style(len(styles)))
-        pale = 0.5 * min(taken.count(place), 1.5) if begins else 0.0
-        styles[name] = {"color": lighter(hue, pale), "marker": marker}
-        taken.append(place)
-    return styles
+    for name, hue, marker in zip(others, shades(len(others)), MARKERS * len(others), strict=False):
+        styles[name] = {"color": hue, "marker": marker}
+    drawn: list[int] = []
+    for name in [name for name in names if begins[name]]:
+        method, (hue, marker) = known[begins[name]]
+        styles[name] = {"color": lighter(hue, 0.4 * min(drawn.count(method), 1.7)), "marker": marker}
+        drawn.append(method)
+    return {name: styles[name] for name in names}
 
 
 def lighter(hue: str, share: float) -> str:

@@ -62,9 +62,9 @@ def recomputed_numbers() -> dict[str, float]:
         means["same sets"] = same.groupby("method")["accuracy"].mean()
         numbers |= {f"v{version} {mean}, {method}": x for (mean, method), x in means.unstack().items()}
     cells = published.ablation_answers(published.ablations())
-    names = {("LoRA", "printed"): "LoRA {}, printed", ("LoRA", "logged"): "LoRA {}, logged"}
-    names |= {("trained on", published.SD2): "SD2 alone, {}"}
-    names |= {("trained on", published.SD2IP): "SD2 and inpainting, {}"}
+    names = {("LoRA's row", way): "LoRA {}, " + way for way in ("printed", "logged")}
+    names |= {("fakes in training", "SD2"): "SD2 alone, {}"}
+    names |= {("fakes in training", "SD2+SD2IP"): "SD2 and inpainting, {}"}
     for question, variant, test_set, accuracy in cells[
         ["question", "variant", "test_set", "accuracy"]
     ].to_numpy():

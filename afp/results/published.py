@@ -139,8 +139,10 @@ def ablation_answers(runs: pd.DataFrame) -> pd.DataFrame:
     questions = {
         "position of [*]": runs[ninety].assign(variant=runs["position"]),
         "which text has [*]": runs[printed | one_text].assign(variant=runs["text"] + ", " + size),
-        "trained on": runs[printed | (runs["training_set"] == SD2)].assign(variant=runs["training_set"]),
-        "LoRA": runs[lora].assign(variant=runs["log"].where(runs["log"] == "printed", "logged")),
+        "fakes in training": runs[printed | (runs["training_set"] == SD2)].assign(
+            variant=runs["training_set"].str.removeprefix("COCO vs ")
+        ),
+        "LoRA's row": runs[lora].assign(variant=runs["log"].where(runs["log"] == "printed", "logged")),
     }
     found = pd.concat([rows.assign(question=question) for question, rows in questions.items()])
     found = found.drop_duplicates(["question", "variant", "test_set"]).assign(note="")
