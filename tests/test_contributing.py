@@ -24,7 +24,9 @@ def test_the_detector_fits_scores_and_comes_back_from_its_folder(small_frame, tm
     names = {}
     exec(compile(example("detector"), "brightness.py", "exec", dont_inherit=True), names)
     detector: Detector = names["Brightness"]()
-    train, validation, test = (small_frame[small_frame["split"] == s] for s in ("train", "validation", "test"))
+    train, validation, test = (
+        small_frame[small_frame["split"] == s] for s in ("train", "validation", "test")
+    )
     scores = detector.fit(train, validation, progress=False).score(test)
     detector.save(tmp_path)
     assert np.array_equal(type(detector).load(tmp_path).score(test), scores)
@@ -38,6 +40,8 @@ def test_the_notebook_runs_with_a_parameter(tmp_path, monkeypatch):
     assert executed.cells[-1].outputs[0]["text"].strip() == "8"
 
 
-@pytest.mark.parametrize("room", sorted(p.name for p in (ROOT / "afp").iterdir() if (p / "__init__.py").is_file()))
+@pytest.mark.parametrize(
+    "room", sorted(p.name for p in (ROOT / "afp").iterdir() if (p / "__init__.py").is_file())
+)
 def test_every_room_is_in_the_picture(room):
     assert f"`afp/{room}/`" in TEXT
