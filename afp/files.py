@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,5 +51,8 @@ def read_json(path: str | Path) -> Any:
 
 
 def printable(path: str | Path) -> str:
-    """The path as text that any UTF-8 file or screen takes, even where the name on disk is not UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """The path as text for any UTF-8 file or screen: bytes that are not UTF-8 and control characters are escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return re.sub(
+        r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", lambda found: ascii(found[0])[1:-1], text
+    )
