@@ -24,7 +24,7 @@ QUICK = {
     "linear-probe": {"block": "6", "c": [0.1]},
     "clip-prompt": {"epochs": 10, "n_context": 4},
     "clip-adapter": {"epochs": 10},
-    "clip-adaptprompt": {"epochs": 10, "n_context": 4},
+    "clip-adaptprompt": {"backbone": "small-clip", "epochs": 2, "n_context": 4},
     "clip-finetune": {"backbone": "small-clip", "epochs": 3, "lr": 1e-3},
     "clip-lora": {"backbone": "small-clip", "epochs": 3},
     "vlm-zero-shot": {"backbone": "small-vlm"},
