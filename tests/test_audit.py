@@ -28,7 +28,7 @@ def clean(small_frame) -> pd.DataFrame:
 def test_a_clean_manifest_passes(clean):
     findings, table, aucs = audit(clean, progress=False)
     assert not failed(findings)
-    assert {"files", "source leaks", "sha256 leaks", "labels agree", "duplicates", "shortcut"} == {
+    assert {"files", "source leaks", "sha256 leaks", "labels agree", "duplicates", "names", "shortcut"} == {
         f.check for f in findings
     }
     assert table.loc["formats"].tolist() == ["PNG 100%"] * 2

@@ -105,7 +105,7 @@ def test_every_command_has_help(afp, command):
         (["score", "IMAGE", "--run", "RUN", "--target-fpr", "0.05"], "3 real images are too few"),
         (
             ["calibrate", "RUN", "--reals", "IMAGE"],
-            "1 readable photographs (0 unreadable): too few for a rate of",
+            "1 photographs (0 unreadable ones left out): too few",
         ),
         (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--backbone", "x"], "'backbone'"),
         (["fit", "--manifest", "MANIFEST", "--backbone", "no/such"], "no/such"),
@@ -241,7 +241,7 @@ def test_calibration_moves_a_run_to_own_photographs(afp, small_manifest, run_fol
         picture(200 + i).save(f"mine/{i}.png")
     Path("mine/notes.txt").touch()
     few = afp("calibrate", "run", "--reals", "mine", "--target-fpr", ".01")
-    assert few.code == 2 and "24 readable photographs" in few.err and "at least 100" in few.err
+    assert few.code == 2 and "24 photographs" in few.err and "at least 100" in few.err
     done = afp("calibrate", "run", "--reals", "mine", "--target-fpr", ".1")
     assert done.code == 0 and "of 24 real images of calibration" in done.out and "1 files skipped" in done.out
     content = json.loads(Path("run/config.json").read_text())

@@ -28,7 +28,9 @@ Bootstrap (clusters: Field & Welsh, JRSS B 69, 2007): whole sources are drawn wi
 fakes of a source come along, in every generator at once. Sources with and without real rows are drawn apart,
 so a replicate has as many photographs as the data. Replicates where a metric is undefined are dropped for it.
 Where a class comes from one source alone, low and high are NaN: the spread is not known. Replicates of `ece`
-and of the worst of several generators lean to the bad side of the value, and so do their intervals.
+and of the worst of several generators lean to the bad side of the value, and so do their intervals; those of folds
+of few photographs to the good side, since a photograph drawn twice meets its own fakes more often (28 photographs in
+five folds, 150 made-up tables: by .007 of AUC, and .92 of the intervals held the truth).
 """
 
 from __future__ import annotations

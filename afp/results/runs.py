@@ -193,11 +193,13 @@ def calibrate(
     folder = Path(folder)
     detector = detectors.load(folder)
     reals = reals.assign(label=0, generator="real", kind="real")
-    scored = score_frame(detector, reals, run=folder.resolve().name, progress=progress)
-    good = scored[scored["score"].notna()]
-    if len(good) < (fewest := fewest_for(target_fpr)):
+    good = scored = reals
+    if len(reals) >= (fewest := fewest_for(target_fpr)):
+        scored = score_frame(detector, reals, run=folder.resolve().name, progress=progress)
+        good = scored[scored["score"].notna()]
+    if len(good) < fewest:
         raise DataError(
-            f"{len(good)} readable photographs ({len(scored) - len(good)} unreadable): too few for a rate of "
+            f"{len(good)} photographs ({len(scored) - len(good)} unreadable ones left out): too few for a rate of "
             f"{target_fpr:g}; expected at least {fewest}, and better ten times as many"
         )
     sources = good["sha256"].where(good["sha256"] != "", good["path"])
