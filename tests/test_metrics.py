@@ -219,8 +219,9 @@ def test_swapped_labels_are_met_with_a_question():
     assert not metrics.questions(evaluate(df, n_boot=50))
     swapped = evaluate(df.assign(label=1 - df.label), n_boot=50)
     assert swapped.query("metric == 'auc' and group == 'real'").value.notna().all()
-    (question,) = metrics.questions(swapped)
-    assert "probe: AUC of real" in question and "labels swapped" in question
+    *names, low = metrics.questions(swapped)
+    assert [text.split("'")[1] for text in names] == ["real", "real-resampled"]
+    assert "probe: AUC of real" in low and "labels swapped" in low
 
 
 def test_order_of_rows_changes_nothing():

@@ -11,7 +11,7 @@ import typer
 
 from ..detectors import NAMES
 from ..errors import DataError
-from .screen import pair, print_answers, print_metrics, print_questions
+from .screen import pair, print_answers, print_metrics
 
 RunOption = Annotated[Path | None, typer.Option(help="Run folder; default: the demo's linear probe.")]
 
@@ -114,6 +114,7 @@ def score(
     """Score images with a run: P(fake), a row each. Exit 1 if any could not be read."""
     from .. import detectors
     from ..data import preprocess
+    from ..data.images import count_reasons
     from ..detectors import base
     from ..figures import report
     from ..results import verdict
@@ -138,7 +139,8 @@ def score(
     for message in failed["error"].head(20):
         typer.secho(f"error  {message}", fg="red", err=True)
     called = int((good["verdict"] == "fake").sum())
-    typer.echo(f"{len(good)} scored ({called} called fake), {len(failed)} failed, {skipped} skipped: {out}")
+    counts = f"{len(good)} scored ({called} called fake), {len(failed)} failed, {count_reasons(skipped)}"
+    typer.echo(f"{counts}: {out}")
     if met := int((table["role"] != "").sum()):
         typer.echo(
             f"{met} of them, or their photographs, had a part in the fit; `afp evaluate` leaves them out"
@@ -183,7 +185,6 @@ def evaluate(
         typer.secho(f"{len(away)} of {len(table)} rows are left out ({counts})", fg="yellow", err=True)
     several = kept.groupby("detector")["run"].transform("nunique") > 1
     kept = kept.assign(detector=kept["detector"].mask(several, kept["run"]))
-    print_questions(kept)
     print_metrics(kept, out, markdown)
 
 

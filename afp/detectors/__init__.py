@@ -13,6 +13,8 @@ _CLASSES = {
     "clip-zero-shot": "clip_zero_shot.ClipZeroShot",
     "clip-prompt": "clip_prompt.ClipPrompt",
     "clip-adapter": "clip_adapter.ClipAdapter",
+    "clip-adaptprompt": "clip_adaptprompt.ClipAdaptPrompt",
+    "clip-lora": "clip_lora.ClipLora",
     "clip-finetune": "clip_finetune.ClipFinetune",
     "linear-probe": "linear_probe.LinearProbe",
     "metadata": "baselines.Metadata",

@@ -102,7 +102,8 @@ class Detector(ABC):
         try:
             self._fit(train, validation, progress)
         except UnreadableImages as error:  # of the set that was read first
-            raise UnreadableImages(error.errors | _unreadable(validation, progress)) from error
+            both = pd.concat([train, validation])  # a fit on pixels stops at its first bad batch
+            raise UnreadableImages(error.errors | _unreadable(both, progress)) from error
         self.generators_ = held_in_generators(train.assign(split="train"))
         self.validation_scores_ = self._score(validation, "none", progress)
         self.operating_point_: OperatingPoint | None = choose_operating_point(

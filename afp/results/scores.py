@@ -28,9 +28,6 @@ SCORE_COLUMNS = [
 NUMBERS = ("label", "fold", "seen", "threshold", "score")
 NEEDED = ("path", "label", "score")  # of a table that another program wrote
 CHUNK = 64  # images between two flushes of a scores table
-# Names that say the opposite of a label, whole and in any case.
-_REAL = re.compile(r"(\d_)?(reals?|nature|natural|photos?|photographs?|genuine|authentic)(-resampled)?", re.I)
-_FAKE = re.compile(r"(\d_)?(fakes?|ai|generated|synthetic)", re.I)
 
 
 def score_frame(
@@ -284,15 +281,3 @@ def held_out_rows(table: pd.DataFrame) -> pd.DataFrame:
     met = table["role"] != ""
     knows = met.groupby(table["run"]).transform("any")
     return table[np.where(knows, ~met, table["split"].isin(["test", ""]))]
-
-
-def doubtful_names(frame: pd.DataFrame) -> list[str]:
-    """Generators whose name says the opposite of their label, a question each; of a manifest or a scores table."""
-    found = []
-    for (label, name), part in frame.groupby(["label", "generator"]):
-        if (_FAKE if label == 0 else _REAL).fullmatch(str(name)):
-            word = "real" if label == 0 else "fake"
-            found.append(
-                f"{len(part)} images of generator {name!r} are labelled {word} ({label:g}): is that right?"
-            )
-    return found

@@ -9,7 +9,6 @@ from .. import detectors
 from ..data.audit import Finding, describe_files, find_leaks, shortcut_table
 from ..data.splits import use_fold
 from ..results import metrics
-from ..results.scores import doubtful_names
 
 BASELINES = {
     "metadata": ("metadata", {}),
@@ -36,7 +35,7 @@ def shortcut_aucs(frame: pd.DataFrame, n_boot: int = 1000) -> pd.DataFrame:
             continue
         scores, folds = pd.Series(np.nan, index=frame.index), pd.Series(0, index=frame.index)
         for k in range(n_folds):
-            part = use_fold(frame.assign(split="train"), k, n_folds)
+            part = use_fold(frame.assign(split="train").drop(columns="fold", errors="ignore"), k, n_folds)
             sets = [part[part["split"] == s] for s in ("train", "validation", "test")]
             if any(s["label"].nunique() < 2 for s in sets[:2]):
                 continue
@@ -77,9 +76,7 @@ def audit(frame: pd.DataFrame, progress: bool = True) -> tuple[list[Finding], pd
     described = describe_files(frame, progress)
     errors = [e for e in described["error"] if e]
     detail = f"{len(errors)} of {len(frame)}, such as {errors[0]}" if errors else f"all {len(frame)} decode"
-    doubts = doubtful_names(frame)
-    names = Finding("names", not doubts, "; ".join(doubts) or "no generator's name contradicts its label")
-    findings = [Finding("files", not errors, detail), *find_leaks(frame), names]
+    findings = [Finding("files", not errors, detail), *find_leaks(described, progress)]
     readable = frame.reset_index(drop=True)[(described["error"] == "").to_numpy()]
     if readable["label"].nunique() < 2:
         alone = Finding("both labels", False, "one label only, so nothing to compare")
