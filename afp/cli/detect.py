@@ -11,7 +11,7 @@ import typer
 
 from ..detectors import NAMES
 from ..errors import DataError
-from .screen import pair, print_answers, print_metrics, print_questions
+from .screen import pair, print_answers, print_metrics
 
 RunOption = Annotated[Path | None, typer.Option(help="Run folder; default: the demo's linear probe.")]
 
@@ -185,7 +185,6 @@ def evaluate(
         typer.secho(f"{len(away)} of {len(table)} rows are left out ({counts})", fg="yellow", err=True)
     several = kept.groupby("detector")["run"].transform("nunique") > 1
     kept = kept.assign(detector=kept["detector"].mask(several, kept["run"]))
-    print_questions(kept)
     print_metrics(kept, out, markdown)
 
 
