@@ -1,13 +1,83 @@
-"""Writing files: whole or not at all."""
+"""Writing files: whole or not at all, over nothing that is not `afp`'s own, and with checksums."""
 
 from __future__ import annotations
 
+import errno
+import glob
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+from .errors import DataError
+
+STAMP = ".afp.json"  # in a folder that `afp` made: what it is, and the SHA-256 of each of its files
+HTML_HEAD = '<!doctype html>\n<html lang="en">\n<head>\n<meta name="generator" content="afp">'
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control characters, changes of direction
+
+
+def check_output(
+    path: str | Path, *, suffixes: tuple[str, ...] = (), begins: tuple[str, ...] = (), inputs: Iterable = ()
+) -> Path:
+    """Refuse a file that must not be written; call it before any work.
+
+    Args:
+        path: the file to write, to replace or to append to.
+        suffixes: endings that the name may have; empty for any.
+        begins: by how its text begins, a file that `afp` made and may replace is known. Empty: none is replaced.
+        inputs: files and folders that the command reads.
+    Returns:
+        The path.
+    Raises:
+        DataError: another suffix, an input, a folder or a device, or a file that `afp` did not make.
+    """
+    path = Path(path)
+    if suffixes and not path.name.lower().endswith(suffixes):
+        raise DataError(f"{path}: cannot be written, expected a name ending in {' or '.join(suffixes)}")
+    if not path.exists():
+        return path
+    if any(_same(path, other) for other in inputs):
+        raise DataError(f"{path}: is one of the inputs and stays as it is; give another name")
+    if not path.is_file():
+        raise DataError(f"{path}: is a folder or a device, expected the name of a file")
+    with path.open("rb") as stream:
+        head = stream.read(200).removeprefix(b"\xef\xbb\xbf")
+    if head and not head.startswith(tuple(text.encode() for text in begins)):
+        raise DataError(f"{path}: is there and is not what `afp` would write; give another name or delete it")
+    return path
+
+
+def check_folder(path: str | Path, made_by: str, inputs: Iterable = ()) -> Path:
+    """Refuse a folder that must not be written or replaced; `written_folder` asks this itself.
+
+    Args:
+        path: the folder. One that is not there, is empty, or bears ``made_by``'s stamp and holds no other files.
+        made_by: the command, such as "afp gallery".
+        inputs: files and folders that the command reads.
+    Raises:
+        DataError: it holds an input, or files that ``made_by`` did not write.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{path}: is a file, expected the name of a folder")
+    for other in inputs:
+        if path.resolve() in (Path(other).resolve(), *Path(other).resolve().parents):
+            raise DataError(f"{path}: holds {other}, which is read; give another folder")
+    if not path.exists() or not any(path.iterdir()):
+        return path
+    stamp = read_json(path / STAMP)
+    if not isinstance(stamp, dict) or stamp.get("made_by") != made_by:
+        raise DataError(f"{path}: is not empty and was not made by `{made_by}`; give another folder")
+    if foreign := sorted(set(_files(path)) - set(stamp["sha256"])):
+        raise DataError(f"{path}: holds {foreign[0]}, which `{made_by}` did not write; move it away")
+    return path
 
 
 @contextmanager
@@ -19,7 +89,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     Args:
         path: the file to write or to replace.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # through a link, not over it
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -27,6 +97,84 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_folder(path: str | Path, made_by: str, inputs: Iterable = ()) -> Iterator[Path]:
+    """A folder beside ``path`` to build in; stamped, it takes ``path``'s place when the block ends without an error.
+
+    Args, Raises: as of `check_folder`.
+    """
+    path = check_folder(path, made_by, inputs)
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clean_up(path)
+    partial, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
+    try:
+        partial.mkdir()
+        yield partial
+        content = {"made_by": made_by, "sha256": {name: _digest(partial / name) for name in _files(partial)}}
+        write_json(partial / STAMP, content)
+        follow_umask(partial)
+        while not _took_place(partial, path, old):
+            pass
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _took_place(partial: Path, path: Path, old: Path) -> bool:
+    """Swap the folders; False if another process put its own there in between."""
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        os.rename(path, old)
+    try:
+        os.rename(partial, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        if old.exists():
+            os.rename(old, path)
+        raise
+    return True
+
+
+def _clean_up(path: Path) -> None:
+    """Delete what builds of this folder left that were killed; bring back what one had moved away."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        *_, pid, kind = left.name.split(".")
+        if kind in ("partial", "old") and pid.isdigit() and not psutil.pid_exists(int(pid)):
+            if kind == "old" and not path.exists():
+                os.rename(left, path)
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def damaged(folder: str | Path) -> list[str] | None:
+    """Files of a folder that differ from what was written, or are missing; None if it bears no stamp.
+
+    Args:
+        folder: made by `written_folder`.
+    """
+    stamp = read_json(Path(folder) / STAMP)
+    if not isinstance(stamp, dict):
+        return None
+    files = {Path(folder) / name: digest for name, digest in stamp["sha256"].items()}
+    return [file.name for file, digest in files.items() if not file.is_file() or _digest(file) != digest]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def follow_umask(folder: str | Path) -> None:
+    """Give a folder's files the permissions of any new file: safetensors lets their owner alone read them."""
+    probe = Path(folder) / ".permissions"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o666
+    probe.unlink()
+    for name in _files(Path(folder)):
+        os.chmod(Path(folder) / name, mode)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -50,5 +198,25 @@ def read_json(path: str | Path) -> Any:
 
 
 def printable(path: str | Path) -> str:
-    """The path as text that any UTF-8 file or screen takes, even where the name on disk is not UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """The path as text that any UTF-8 file or screen takes; other bytes and control characters as ``\\x1b``."""
+    return _escape(os.fsencode(path).decode("utf-8", "backslashreplace"))
+
+
+def on_screen(text: object) -> str:
+    """Text of several lines for a screen, in which names cannot move the cursor or hide the rest of a line."""
+    whole = str(text).encode("utf-8", "backslashreplace").decode()
+    return "".join(part if part in "\n\t" else _escape(part) for part in re.split(r"([\n\t])", whole))
+
+
+def _escape(text: str) -> str:
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of all files in a folder, relative to it."""
+    found = (p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if not p.is_dir())
+    return [name for name in found if name != STAMP]
+
+
+def _same(one: Path, other: str | Path) -> bool:
+    return Path(other).exists() and one.samefile(other)

@@ -1,0 +1,35 @@
+"""The one way to the terminal: names of files and generators cannot move its cursor, colour it or break a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import typer
+
+from ..files import on_screen
+
+
+def echo(text: object, colour: str | None = None, err: bool = False) -> None:
+    """Print a message.
+
+    Args:
+        text: without colours of its own; control characters in it are shown as ``\\x1b``.
+        colour: of all of it, a name that typer knows.
+        err: to stderr.
+    """
+    typer.secho(on_screen(text), fg=colour, err=err)
+
+
+def print_table(columns: Iterable[object], rows: Iterable[Iterable[object]], title: str = "") -> None:
+    """Print a table, as wide as the terminal, or 180 characters in a pipe or a log, which have no width."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(on_screen(title)))
+    for name in columns:
+        table.add_column(Text(on_screen(name)))
+    for row in rows:
+        table.add_row(*(Text(on_screen(value)) for value in row))
+    console = Console()
+    (console if console.is_terminal else Console(width=180)).print(table)
