@@ -20,7 +20,9 @@ from .errors import DataError
 
 STAMP = ".afp.json"  # in a folder that `afp` made: what it is, and the SHA-256 of each of its files
 HTML_HEAD = '<!doctype html>\n<html lang="en">\n<head>\n<meta name="generator" content="afp">'
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # control characters, changes of direction
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+)  # control characters, changes of direction
 
 
 def check_output(

@@ -63,5 +63,7 @@ def outputs() -> str:
     """
     here = [p for p in (Path.cwd(), *Path.cwd().parents) if (p / "afp" / "paths.py").is_file()]
     if here and not here[0].samefile(ROOT):
-        raise AfpError(f"this notebook lies in {here[0]}, but has imported {ROOT / 'afp'}; use that folder's .venv")
+        raise AfpError(
+            f"this notebook lies in {here[0]}, but has imported {ROOT / 'afp'}; use that folder's .venv"
+        )
     return f"figures: {figures_dir()}\nruns: {runs_dir()}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import os
 import re
 import sys
@@ -64,7 +65,9 @@ def parameters(path: Path) -> dict[str, Parameter]:
     if len(tagged) != 1:  # papermill would quietly take the first
         raise AfpError(f"{path.name}: {len(tagged)} cells tagged 'parameters', expected 1")
     found = PythonTranslator.inspect(tagged[0])
-    lines = [line for line in tagged[0].source.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    lines = [
+        line for line in tagged[0].source.splitlines() if line.strip() and not line.lstrip().startswith("#")
+    ]
     for line in lines:
         if not any(re.match(rf"{p.name}\s*[:=]", line) for p in found):  # papermill leaves it out
             raise AfpError(f"{path.name}: parameter line {line!r}, expected `name: type = value  # help`")
@@ -149,6 +152,9 @@ def _run(path: Path, working: Path, values: dict[str, Any], figures: Path) -> No
                 log_output=False,
                 km=kernel,
             ).result()
+        except KeyboardInterrupt:
+            logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the kernel's death is no news
+            raise
         finally:
             kernel.shutdown_kernel(now=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +13,20 @@ from PIL import Image
 
 from ..data.images import open_image
 from .style import DOUBLE, Drawn, style
+
+
+def data_uri(image: Image.Image, side: int, kind: str = "webp") -> str:
+    """A picture inside a page: scaled down to ``side`` pixels on the longer side, as the text of a ``src``.
+
+    Args:
+        image: any mode; left as it is.
+        side: in pixels.
+        kind: "webp", "jpeg" or "png".
+    """
+    small, buffer = image.convert("RGB"), io.BytesIO()
+    small.thumbnail((side, side))
+    small.save(buffer, kind, quality=80)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 @style()
