@@ -115,8 +115,7 @@ def written_folder(path: str | Path, made_by: str, inputs: Iterable = ()) -> Ite
     try:
         partial.mkdir()
         yield partial
-        content = {"made_by": made_by, "sha256": {name: _digest(partial / name) for name in _files(partial)}}
-        write_json(partial / STAMP, content)
+        write_stamp(partial, made_by)
         follow_umask(partial)
         while not _took_place(partial, path, old):
             pass
@@ -151,17 +150,23 @@ def _clean_up(path: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def damaged(folder: str | Path) -> list[str] | None:
-    """Files of a folder that differ from what was written, or are missing; None if it bears no stamp.
+def write_stamp(folder: str | Path, made_by: str) -> None:
+    """Note in a folder what made it and the SHA-256 of each of its files, for `check_folder` and `damaged`."""
+    folder = Path(folder)
+    content = {"made_by": made_by, "sha256": {name: _digest(folder / name) for name in _files(folder)}}
+    write_json(folder / STAMP, content)
 
-    Args:
-        folder: made by `written_folder`.
-    """
-    stamp = read_json(Path(folder) / STAMP)
+
+def damaged(folder: str | Path) -> list[str] | None:
+    """Names of a folder's files that are missing or differ from what was written; None where no stamp is."""
+    folder = Path(folder)
+    stamp = read_json(folder / STAMP)
     if not isinstance(stamp, dict):
         return None
-    files = {Path(folder) / name: digest for name, digest in stamp["sha256"].items()}
-    return [file.name for file, digest in files.items() if not file.is_file() or _digest(file) != digest]
+    files = stamp["sha256"].items()
+    return [
+        name for name, digest in files if not (folder / name).is_file() or _digest(folder / name) != digest
+    ]
 
 
 def _digest(file: Path) -> str:
@@ -217,7 +222,7 @@ def _escape(text: str) -> str:
 def _files(folder: Path) -> list[str]:
     """Names of all files in a folder, relative to it."""
     found = (p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if not p.is_dir())
-    return [name for name in found if name != STAMP]
+    return [name for name in found if name != STAMP and not name.endswith(".lock")]
 
 
 def _same(one: Path, other: str | Path) -> bool:
