@@ -54,10 +54,12 @@ def build_benchmark(progress: bool = True) -> Path:
 
 def is_built() -> bool:
     """Whether the benchmark is there, made by this recipe, every file as it was written."""
-    folder = demo_manifest().parent
-    return (
-        demo_manifest().is_file() and read_json(folder / "build.json") == _recipe() and damaged(folder) == []
-    )
+    return is_current() and damaged(demo_manifest().parent) == []
+
+
+def is_current() -> bool:
+    """Whether the benchmark was made by this recipe."""
+    return demo_manifest().is_file() and read_json(demo_manifest().parent / "build.json") == _recipe()
 
 
 def _recipe() -> dict:
@@ -96,7 +98,7 @@ def _build(folder: Path, progress: bool) -> None:
 
 
 def _plan(folder: Path) -> Iterator[Planned]:
-    """Every file: of each tile the real one, the control, the fakes, the mask and the local edit; then the wild ones."""
+    """Every file: of each tile the real one, the control, the fakes, mask and local edit; then the wild ones."""
     images, networks = folder / "images", pins()["networks"]
     held_in = next(n["name"] for n in networks if n["held_in"])
     for pin in pins()["photos"]:
