@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def _run(path: Path, working: Path, values: dict[str, Any], figures: Path) -> No
 
 def _value(path: Path, parameter: Parameter, text: str) -> bool | int | float | str | None:
     """A parameter's text as the type that the notebook declares; without one, as YAML reads it."""
-    kinds = {"bool": _boolean, "int": int, "float": float, "str": str}
+    kinds: dict[str, Callable[[str], Any]] = {"bool": _boolean, "int": int, "float": float, "str": str}
     try:
         return kinds.get(parameter.inferred_type_name, yaml.safe_load)(text)
     except (ValueError, KeyError, yaml.YAMLError):

@@ -7,7 +7,7 @@ every image and perturbation, and one fit of a pseudo-word. Other training comes
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModel
 
-from .. import detectors
 from ..data.audit import Finding
 from ..data.manifest import read_manifest
+from ..detectors import NAMES
+from ..detectors.vlm_prompt import VlmPrompt
 from ..errors import AfpError, DataError
 from ..models import backbones, instructblip
 from ..paths import NOTEBOOKS, backbone_folder, cache_dir
@@ -92,8 +93,8 @@ def read_parameters(path: str | Path) -> dict[str, dict[str, str]]:
     for name, values in content.items():
         notebook = NOTEBOOKS / f"{name}.ipynb"
         if not notebook.is_file():
-            known = ", ".join(sorted(p.stem for p in NOTEBOOKS.glob("[0-9]*.ipynb")))
-            raise AfpError(f"{path}: no notebook {name!r}, expected one of {known}")
+            there = ", ".join(sorted(p.stem for p in NOTEBOOKS.glob("[0-9]*.ipynb")))
+            raise AfpError(f"{path}: no notebook {name!r}, expected one of {there}")
         if unknown := set(values) - set(known := parameters(notebook)):
             raise AfpError(f"{path}: {name} has no parameter {min(unknown)!r}, expected {', '.join(known)}")
     return {name: {k: str(v) for k, v in values.items()} for name, values in content.items()}
@@ -163,7 +164,7 @@ def _manifest(path: Path) -> tuple[tuple[bool, str], pd.DataFrame | None]:
 
 def _unknown(values: dict[str, str], frame: pd.DataFrame | None) -> str:
     """A detector, or a kind or generator of the manifest, that is asked for and that there is not; "" if none."""
-    known = {"detector": detectors.NAMES, "detectors": detectors.NAMES}
+    known: dict[str, Iterable[str]] = {"detector": NAMES, "detectors": NAMES}
     if frame is not None:
         known |= {"kind": frame["kind"], "kinds": frame["kind"], "generators": frame["generator"]}
     for key, names in known.items():
@@ -204,7 +205,7 @@ def _time(size: BackboneSize, n_views: int) -> str:
 def _fit(size: BackboneSize, frame: pd.DataFrame, preset: str) -> tuple[bool, str]:
     """Of one pseudo-word: each epoch asks once about each training image; only activations have gradients."""
     try:
-        epochs = detectors.create("vlm-prompt", preset=preset).recipe().epochs
+        epochs = VlmPrompt(preset=preset).recipe().epochs
     except AfpError as error:
         return False, str(error)
     n_train, flops = int((frame["split"] == "train").sum()), 2 * size.n_language * N_READ

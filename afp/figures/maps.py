@@ -85,8 +85,11 @@ def _colours(frame: pd.DataFrame, by: str) -> tuple[list, list[Line2D]]:
         values = sorted(frame[by].unique())
         known = dict(zip(values, _rainbow(len(values)), strict=True))
     names = {0: "real", 1: "fake"} if by == "label" else {}
-    dot = {"marker": "o", "linestyle": "", "markersize": 3.5}
-    legend = [Line2D([], [], color=c, label=names.get(v, str(v)), **dot) for v, c in known.items()]
+    labels = [(names.get(value, str(value)), hue) for value, hue in known.items()]
+    legend = [
+        Line2D([], [], color=hue, label=label, marker="o", linestyle="", markersize=3.5)
+        for label, hue in labels
+    ]
     return [known[v] for v in frame[by]], legend if len(known) <= 10 else []
 
 

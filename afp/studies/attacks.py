@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import foolbox
 import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 from torch.nn.functional import normalize
 
-from ..errors import AfpError
+from ..errors import AfpError, require
 from ..models.differentiable import DifferentiableTower, to_pixels
 
 KINDS = ("pgd", "fgsm", "poison", "patch", "blended")
@@ -71,6 +70,7 @@ def adversarial(
     Returns:
         (n, 3, s, s) in [0, 1], within epsilon of ``pixels``.
     """
+    foolbox = require("foolbox", extra="attacks")
     if steps == 1:
         attack = foolbox.attacks.FGSM()
     else:

@@ -18,7 +18,7 @@ from sklearn.metrics import balanced_accuracy_score, silhouette_score
 from sklearn.model_selection import GroupKFold
 
 from ..data.splits import thin
-from ..errors import DataError
+from ..errors import DataError, require
 
 MEASURES = ("purity", "purity, other photographs", "silhouette", "separability")
 
@@ -179,7 +179,7 @@ def project(features: np.ndarray, method: str, neighbours: int = 30, seed: int =
     if method == "tsne":
         model = TSNE(perplexity=neighbours, init="pca", metric="cosine", random_state=seed, n_jobs=1)
         return model.fit_transform(features)
-    import umap  # compiles for seconds
+    umap = require("umap", extra="maps")  # compiles for seconds
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_jobs value")  # a fixed seed means one thread
