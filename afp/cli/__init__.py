@@ -55,7 +55,7 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             kept = KEPT.get(ctx.invoked_subcommand, "nothing was replaced or left half-written")
-            echo(f"\ninterrupted: {kept}; the same command goes on from there", "yellow", err=True)
+            echo(f"\ninterrupted: {kept}; the same command goes on from there", fg="yellow", err=True)
             raise typer.Exit(130) from None
 
 
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if "--debug" in arguments[:1] or not _is_expected(error):
             raise
-        echo(f"error: {error}", "red", err=True)
+        echo(f"error: {error}", fg="red", err=True)
         sys.exit(2)
 
 

@@ -9,15 +9,9 @@ import typer
 from ..files import on_screen
 
 
-def echo(text: object, colour: str | None = None, err: bool = False) -> None:
-    """Print a message.
-
-    Args:
-        text: without colours of its own; control characters in it are shown as ``\\x1b``.
-        colour: of all of it, a name that typer knows.
-        err: to stderr.
-    """
-    typer.secho(on_screen(text), fg=colour, err=err)
+def echo(text: object, fg: str | None = None, err: bool = False, nl: bool = True) -> None:
+    """`typer.secho`, with control characters in the text shown as ``\\x1b``."""
+    typer.secho(on_screen(text), fg=fg, err=err, nl=nl)
 
 
 def print_table(columns: Iterable[object], rows: Iterable[Iterable[object]], title: str = "") -> None:
@@ -26,7 +20,7 @@ def print_table(columns: Iterable[object], rows: Iterable[Iterable[object]], tit
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(on_screen(title)))
+    table = Table(title=Text(on_screen(title)) if title else None)
     for name in columns:
         table.add_column(Text(on_screen(name)))
     for row in rows:
