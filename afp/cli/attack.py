@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from .echo import echo
+
 
 def attack(
     kind: Annotated[str, typer.Argument(help="pgd | fgsm | poison | patch | blended")],
@@ -44,8 +46,8 @@ def attack(
     )
     record = read_record(out)
     success = record["success_rate"]
-    typer.echo(f"victim: {record['victim'] or 'none, a trigger works on a model that was trained on it'}")
+    echo(f"victim: {record['victim'] or 'none, a trigger works on a model that was trained on it'}")
     if success is not None:
-        typer.echo(f"success: {success:.0%} of {record['n']} stored images")
-    typer.echo(f"largest change: {record['largest_change']} of 255 grey levels")
-    typer.echo(f"{len(frame)} images: {out / 'manifest.csv'}")
+        echo(f"success: {success:.0%} of {record['n']} stored images")
+    echo(f"largest change: {record['largest_change']} of 255 grey levels")
+    echo(f"{len(frame)} images: {out / 'manifest.csv'}")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .echo import echo
+
 
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="AntifakePrompt's .pth file.")],
@@ -31,8 +33,8 @@ def import_checkpoint(
     if (out is None) == (export is None):
         raise ModelError("give either --out (FILE becomes a run) or --export (a run becomes FILE)")
     if export:
-        typer.echo(f"checkpoint: {released.export_checkpoint(export, file)}")
+        echo(f"checkpoint: {released.export_checkpoint(export, file)}")
         return
     config = {"question": question, "position": position}
     folder = released.import_checkpoint(file, out, backbone, threshold, **config)
-    typer.echo(f"run: {folder}")
+    echo(f"run: {folder}")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from .screen import console, print_findings, print_frame
+from .echo import echo, print_table
+from .screen import print_findings, print_frame
 
 
 def doctor() -> None:
@@ -26,18 +26,16 @@ def demo() -> None:
 
     path = benchmark.build_benchmark()
     frame = read_manifest(path)
-    table = Table("generator", "kind", "label", "images", "sources")
+    rows = []
     for (label, kind, generator), part in frame.groupby(["label", "kind", "generator"], sort=True):
         if kind in benchmark.WILD:
             continue
-        table.add_row(
-            generator, kind, "fake" if label else "real", str(len(part)), str(part["source"].nunique())
-        )
+        rows.append((generator, kind, "fake" if label else "real", len(part), part["source"].nunique()))
     for kind, part in frame[frame["kind"].isin(benchmark.WILD)].groupby("kind"):
         generators = f"wild: {part['generator'].nunique()} generators"
-        table.add_row(generators, kind, "fake", str(len(part)), str(part["source"].nunique()))
-    console.print(table)
-    typer.echo(f"{len(frame)} images: {path}")
+        rows.append((generators, kind, "fake", len(part), part["source"].nunique()))
+    print_table(("generator", "kind", "label", "images", "sources"), rows)
+    echo(f"{len(frame)} images: {path}")
 
 
 def manifest(
@@ -81,8 +79,8 @@ def manifest(
     frame.loc[away, "split"] = "none"
     write_manifest(frame, out)
     counts = frame.groupby(["generator", "split"]).size().unstack(fill_value=0)
-    typer.echo(counts.to_string())
-    typer.echo(f"{len(frame)} images: {out}")
+    echo(counts.to_string())
+    echo(f"{len(frame)} images: {out}")
 
 
 def audit(
@@ -97,9 +95,7 @@ def audit(
     ok = print_findings(findings)
     if not table.empty:
         print_frame(table.reset_index(names="files"))
-        lines = Table("told apart by", "AUC, 95 % interval by source")
-        for name, row in aucs.iterrows():
-            lines.add_row(str(name), f"{Estimate(*row):.3f}")
-        console.print(lines)
+        lines = [(name, f"{Estimate(*row):.3f}") for name, row in aucs.iterrows()]
+        print_table(("told apart by", "AUC, 95 % interval by source"), lines)
     if not ok:
         raise typer.Exit(1)

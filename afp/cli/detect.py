@@ -11,6 +11,7 @@ import typer
 
 from ..detectors import NAMES
 from ..errors import DataError
+from .echo import echo
 from .screen import pair, print_answers, print_metrics
 
 RunOption = Annotated[Path | None, typer.Option(help="Run folder; default: the demo's linear probe.")]
@@ -47,15 +48,13 @@ def fit(
     options = {"out": out, "config": config, "without": without or []}
     if fold == "all":
         folder = runs.cross_fit(detector, frame, **options)
-        typer.echo(f"scores: {folder / 'scores.csv'}")
+        echo(f"scores: {folder / 'scores.csv'}")
         print_metrics(read_scores(folder / "scores.csv"), folder / "metrics.json")
     else:
         folder = runs.fit_run(detector, frame, fold=None if fold is None else int(fold), **options)
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    typer.echo(
-        f"{detector}: {content['n_trainable']:,} trained numbers, threshold {content['threshold']:.3f}"
-    )
-    typer.echo(f"run: {folder}")
+    echo(f"{detector}: {content['n_trainable']:,} trained numbers, threshold {content['threshold']:.3f}")
+    echo(f"run: {folder}")
 
 
 def score(
@@ -101,16 +100,16 @@ def score(
     if len(table) <= 20:
         print_answers(good, frame, verdict.Standing.of(folder))
     for message in failed["error"].head(20):
-        typer.secho(f"error  {message}", fg="red", err=True)
-    typer.echo(
+        echo(f"error  {message}", fg="red", err=True)
+    echo(
         f"{len(good)} scored ({int(fakes.sum())} called fake), {len(failed)} failed, {skipped} skipped: {out}"
     )
     if html:
-        typer.echo(f"report: {report.write_html(table, frame, folder, html, maps)}")
+        echo(f"report: {report.write_html(table, frame, folder, html, maps)}")
     if explain:
         shown = frame[frame["path"].isin(good["path"])]
         overlays = write_overlays(detectors.load(folder), shown, explain, perturbation)
-        typer.echo(f"overlays: {len(overlays)} in {explain}")
+        echo(f"overlays: {len(overlays)} in {explain}")
     if len(failed):
         raise typer.Exit(1)
 
@@ -182,7 +181,7 @@ def test(
                 lines.append(f"{name} accuracy: {right[part].mean():.2%}")
                 lines.append(f"  {name}: {int(part.sum()) - called} called real, {called} called fake")
     lines += [f"error: {message}" for message in failed["error"]]
-    typer.echo("\n".join(lines))
+    echo("\n".join(lines))
     if log:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as stream:
@@ -199,7 +198,7 @@ def _of_the_test(table: pd.DataFrame) -> pd.DataFrame:
     counts = ", ".join(f"{n} {split}" for split, n in table.loc[~test, "split"].value_counts().items())
     if not test.any():
         raise DataError(f"split: {counts}, and no row of test; only a test tells what a detector is worth")
-    typer.secho(
+    echo(
         f"{(~test).sum()} of {len(table)} rows are left out ({counts}): the detector may have been trained on their "
         "photographs",
         fg="yellow",
@@ -235,7 +234,7 @@ def _run(run: Path | None) -> Path:
     if run is None:
         build_tower()
         run = default_run()
-        typer.secho(f"run: {run}", fg="bright_black", err=True)
+        echo(f"run: {run}", fg="bright_black", err=True)
     return run
 
 

@@ -6,13 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
-import typer
-from rich.console import Console
-from rich.table import Table
 
-console = Console()
-if not console.is_terminal:
-    console = Console(width=180)  # a pipe or a log has no width of its own
+from ..errors import AfpError
+from .echo import echo, print_table
 
 
 def print_findings(findings: Iterable) -> bool:
@@ -20,15 +16,15 @@ def print_findings(findings: Iterable) -> bool:
     ok = True
     for finding in findings:
         ok &= finding.ok
-        typer.secho("OK  " if finding.ok else "FAIL", fg="green" if finding.ok else "red", nl=False)
-        typer.echo(f" {finding.check}: {finding.detail}")
+        echo("OK  " if finding.ok else "FAIL", fg="green" if finding.ok else "red", nl=False)
+        echo(f" {finding.check}: {finding.detail}")
     return ok
 
 
 def pair(option: str, text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise ValueError(f"{option}: {text!r}, expected name=value")
+        raise AfpError(f"{option}: {text!r}, expected name=value")
     return name, value
 
 
@@ -38,18 +34,16 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
     from ..results.tables import comparison_table, held_out_table, to_markdown
 
     if out and out.suffix not in (".csv", ".json"):
-        raise ValueError(f"--out: {out}, expected a name ending in .csv or .json")
+        raise AfpError(f"--out: {out}, expected a name ending in .csv or .json")
     results = metrics.evaluate(table)
     parts = list(results.groupby(["detector", "perturbation"], sort=False))
     if results["perturbation"].nunique() > 1:
         from ..studies.robustness import robustness_table
 
         wide = robustness_table(results)
-        typer.echo(to_markdown(wide)) if markdown else print_frame(
-            wide, title="mean over held-out generators"
-        )
+        echo(to_markdown(wide)) if markdown else print_frame(wide, title="mean over held-out generators")
     elif markdown:
-        typer.echo(to_markdown(comparison_table(results) if len(parts) > 1 else held_out_table(results)))
+        echo(to_markdown(comparison_table(results) if len(parts) > 1 else held_out_table(results)))
     else:
         for (detector, perturbation), part in parts:
             title = detector if perturbation == "none" else f"{detector}, {perturbation}"
@@ -59,7 +53,7 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
             print_frame(comparison_table(plain), title="AUC with 95 % intervals")
     failed = int((table["error"] != "").sum())
     if failed:
-        typer.secho(f"{failed} of {len(table)} rows failed and are left out", fg="yellow", err=True)
+        echo(f"{failed} of {len(table)} rows failed and are left out", fg="yellow", err=True)
     if out is None:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +61,7 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
         results.to_csv(out, index=False)
     else:
         results.to_json(out, orient="records", indent=1)
-    typer.echo(f"metrics: {out}")
+    echo(f"metrics: {out}")
 
 
 def print_answers(table: pd.DataFrame, frame: pd.DataFrame, standing) -> None:
@@ -76,18 +70,15 @@ def print_answers(table: pd.DataFrame, frame: pd.DataFrame, standing) -> None:
     from ..results.verdict import cautions
 
     for row, file in with_files(table, frame):
-        typer.echo(
+        echo(
             f"{standing.verdict(row.score)}  P(fake) {row.score:.3f} (threshold {row.threshold:.3f})  {row.path}"
         )
-        typer.echo(f"      {standing.among(row.score)}")
+        echo(f"      {standing.among(row.score)}")
         for text in cautions(file, standing.normalisation):
-            typer.secho(f"      caution, {text}", fg="yellow")
+            echo(f"      caution, {text}", fg="yellow")
     if len(table):
-        typer.echo("\n".join(standing.about()))
+        echo("\n".join(standing.about()))
 
 
-def print_frame(frame, title: str | None = None) -> None:
-    table = Table(*[str(c) for c in frame.columns], title=title)
-    for row in frame.itertuples(index=False):
-        table.add_row(*[str(v) for v in row])
-    console.print(table)
+def print_frame(frame: pd.DataFrame, title: str = "") -> None:
+    print_table(frame.columns, frame.itertuples(index=False), title)

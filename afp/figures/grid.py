@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from ..data.images import open_image
+from ..errors import AfpError
 from .style import DOUBLE, Drawn, style
 
 
@@ -37,7 +38,7 @@ def image_grid(files: Iterable[str | Path | Image.Image], titles: Iterable[str],
     """
     files, titles = list(files), [str(title) for title in titles]
     if len(files) != len(titles) or not files:
-        raise ValueError(f"image_grid: {len(files)} images and {len(titles)} titles; expected as many, not 0")
+        raise AfpError(f"image_grid: {len(files)} images and {len(titles)} titles; expected as many, not 0")
     columns = min(columns, len(files))
     n_rows = -(-len(files) // columns)
     images = [(file if isinstance(file, Image.Image) else open_image(file)).convert("RGB") for file in files]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
+from ..errors import AfpError
 from ..studies.robustness import LABELS, perturbation_level, perturbation_order, perturbation_title
 from .style import DOUBLE, Drawn, series_style, style
 
@@ -37,7 +38,7 @@ def strength_curves(results: pd.DataFrame, family: str, metrics: Sequence[str] =
         key=perturbation_order,
     )
     if len(specs) < 2:
-        raise ValueError(
+        raise AfpError(
             f"family {family!r}: no such perturbation in {sorted(results['perturbation'].unique())}"
         )
     df = df[df["perturbation"].isin(specs)]

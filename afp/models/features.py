@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ..data import preprocess
 from ..data.images import FORMAT_OF
 from ..data.preprocess import Normalisation, prepare, random_view
-from ..errors import ImageError, UnreadableImages
+from ..errors import AfpError, ImageError, UnreadableImages
 from ..paths import cache_dir
 from .backbones import Backbone
 
@@ -90,7 +90,7 @@ def extract(
     if errors:
         raise UnreadableImages(errors)
     if not values:
-        raise ValueError("no image to extract features from: the frame has no row")
+        raise AfpError("no image to extract features from: the frame has no row")
     return np.stack(values).astype(np.float32)
 
 

@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..errors import ModelError
+from ..errors import AfpError, ModelError
 from ..paths import DEMO_VLM
 from .backbones import best_device, load_backbone
 
@@ -326,4 +326,4 @@ class VisionTower:
 
     def check_output(self, output: str) -> None:
         if output != "tokens":
-            raise ValueError(f"feature output {output!r}: expected 'tokens'")
+            raise AfpError(f"feature output {output!r}: expected 'tokens'")

@@ -34,6 +34,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from ..detectors.operating_point import check_labels_and_scores
+from ..errors import AfpError
 
 METRICS = (
     "accuracy",
@@ -166,13 +167,13 @@ def check_scores(scores: pd.DataFrame) -> pd.DataFrame:
     one image scored twice by a detector under one perturbation.
     """
     if missing := [column for column in _NEEDED if column not in scores.columns]:
-        raise ValueError(f"scores table: missing column(s) {missing}; it has {list(scores.columns)}")
+        raise AfpError(f"scores table: missing column(s) {missing}; it has {list(scores.columns)}")
     df = scores.reset_index(drop=True)
     for column in ("label", "score", "seen", "threshold"):
         try:
             df[column] = pd.to_numeric(df[column]).astype(float)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"scores table: column {column!r} must hold numbers: {error}") from None
+            raise AfpError(f"scores table: column {column!r} must hold numbers: {error}") from None
     blank = dict.fromkeys(("kind", "detector", "error", "source"), "")
     for column, default in {**blank, "generator": "unnamed", "perturbation": "none"}.items():
         df[column] = df[column].astype(object).where(df[column].notna(), default)
@@ -181,7 +182,7 @@ def check_scores(scores: pd.DataFrame) -> pd.DataFrame:
     check_labels_and_scores(df["label"], df["score"].where(~df["failed"], 0.0))
     key = ["detector", "perturbation", "path"]
     if (twice := df.duplicated(key)).any():
-        raise ValueError(
+        raise AfpError(
             f"scores table: {df.loc[twice, key].iloc[0].to_dict()} is there more than once; "
             "expected one row for each detector, perturbation and path"
         )
@@ -245,10 +246,10 @@ def paired_difference(
     a, b = tables = [check_scores(scores_a), check_scores(scores_b)]
     for name, table in zip("ab", tables, strict=True):
         if len(found := table[["detector", "perturbation"]].drop_duplicates()) != 1:
-            raise ValueError(f"scores_{name}: expected one detector and perturbation; got {found.to_numpy()}")
+            raise AfpError(f"scores_{name}: expected one detector and perturbation; got {found.to_numpy()}")
     key = ["path", "perturbation", "label", "generator", "source"]
     if odd := set(map(tuple, a[key].to_numpy())) ^ set(map(tuple, b[key].to_numpy())):
-        raise ValueError(f"paired_difference: {len(odd)} rows are in one table only, such as {min(odd)}")
+        raise AfpError(f"paired_difference: {len(odd)} rows are in one table only, such as {min(odd)}")
     shared = {"failed": a["failed"] | b["failed"], "seen": np.maximum(a["seen"], b["seen"]), "group": a.group}
     found = []
     for table in tables:
@@ -259,7 +260,7 @@ def paired_difference(
             if g == group and r == against and kind in (k, None) and metric in values
         ]
         if not named:
-            raise ValueError(
+            raise AfpError(
                 f"no metric {metric!r} of group {group!r}, kind {kind!r}, against {against!r}; "
                 f"expected one of {METRICS + REAL_METRICS} of {list(blocks)}"
             )

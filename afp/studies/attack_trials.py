@@ -16,6 +16,7 @@ from ..data.splits import use_fold
 from ..detectors.linear_probe import LinearProbe
 from ..detectors.logistic import Logistic
 from ..detectors.operating_point import choose_threshold
+from ..errors import AfpError
 from ..models.backbones import load_backbone
 from ..models.features import extract
 from ..results.scores import score_frame
@@ -102,7 +103,7 @@ def poisoned_scores(
         fakes with the patch ("triggered", beside the same clean photographs); ``detector`` is "SIZE px, SHARE".
     """
     if not all(0 <= share <= 1 for share in shares):
-        raise ValueError(f"shares: {list(shares)}, expected 0 to 1")
+        raise AfpError(f"shares: {list(shares)}, expected 0 to 1")
     used = frame[(frame["label"] == 0) | frame["generator"].isin(probe.generators_)]
     train, validation, test = (used[used["split"] == s] for s in ("train", "validation", "test"))
     fakes, targets = train[train["label"] == 1], test[test["label"] == 1]

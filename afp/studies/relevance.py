@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.Image import Resampling
 from sklearn.metrics import roc_auc_score
 
-from ..errors import require
+from ..errors import AfpError, require
 from ..models.differentiable import to_pixels
 from ..results.metrics import Estimate, mean_by_source
 from .gradients import DifferentiableDetector
@@ -74,7 +74,7 @@ def deletion(
         ValueError: share out of range.
     """
     if not 0 < share < 1:
-        raise ValueError(f"share: {share}, expected above 0 and below 1")
+        raise AfpError(f"share: {share}, expected above 0 and below 1")
     rng, rows = np.random.default_rng(0), []
     for image, of_image in zip(images, maps, strict=True):
         with torch.no_grad():
