@@ -181,8 +181,9 @@ def _weights(name: str) -> tuple[bool, str, BackboneSize | None]:
     if not folder.is_dir():
         if name == "demo-clip":
             return False, f"{name} is not built; make it with `afp demo`", None
+        repository, _, revision = hub.partition("@")
         try:
-            folder = Path(snapshot_download(hub, local_files_only=True))
+            folder = Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
         except (LocalEntryNotFoundError, HFValidationError):
             mend = f"is neither a folder nor in the hub's cache; fetch it with `hf download {hub}`"
             return False, f"{name} {mend}", SIZES.get(name)
