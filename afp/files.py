@@ -12,28 +12,39 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import psutil
 
 from .errors import DataError
 
+
+class Kind(TypedDict):
+    """What a command writes: how such a file's name ends, and how it begins (empty: none is ever replaced)."""
+
+    suffixes: tuple[str, ...]
+    begins: tuple[str, ...]
+
+
 STAMP = ".afp.json"  # in a folder that `afp` made: what it is, and the SHA-256 of each of its files
 HTML_HEAD = '<!doctype html>\n<html lang="en">\n<head>\n<meta name="generator" content="afp">'
+SCORES: Kind = {"suffixes": (".csv",), "begins": ("path,sha256,",)}
+METRICS: Kind = {"suffixes": (".csv", ".json"), "begins": ("detector,", '[\n {\n  "detector"')}
+MANIFEST: Kind = {"suffixes": (".csv", ".parquet"), "begins": ("path,label,", "PAR1")}
+PAGE: Kind = {"suffixes": (".html", ".htm"), "begins": (HTML_HEAD,)}
+LOG: Kind = {"suffixes": (), "begins": ("run: ",)}
+CHECKPOINT: Kind = {"suffixes": (".pth", ".pt"), "begins": ()}
 _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 )  # control characters, changes of direction
 
 
-def check_output(
-    path: str | Path, *, suffixes: tuple[str, ...] = (), begins: tuple[str, ...] = (), inputs: Iterable = ()
-) -> Path:
+def check_output(path: str | Path, kind: Kind, inputs: Iterable = ()) -> Path:
     """Refuse a file that must not be written; call it before any work.
 
     Args:
         path: the file to write, to replace or to append to.
-        suffixes: endings that the name may have; empty for any.
-        begins: by how its text begins, a file that `afp` made and may replace is known. Empty: none is replaced.
+        kind: what is written there; a file of the same kind may be replaced.
         inputs: files and folders that the command reads.
     Returns:
         The path.
@@ -41,6 +52,7 @@ def check_output(
         DataError: another suffix, an input, a folder or a device, or a file that `afp` did not make.
     """
     path = Path(path)
+    suffixes = kind["suffixes"]
     if suffixes and not path.name.lower().endswith(suffixes):
         raise DataError(f"{path}: cannot be written, expected a name ending in {' or '.join(suffixes)}")
     if not path.exists():
@@ -51,7 +63,7 @@ def check_output(
         raise DataError(f"{path}: is a folder or a device, expected the name of a file")
     with path.open("rb") as stream:
         head = stream.read(200).removeprefix(b"\xef\xbb\xbf")
-    if head and not head.startswith(tuple(text.encode() for text in begins)):
+    if head and not head.startswith(tuple(text.encode() for text in kind["begins"])):
         raise DataError(f"{path}: is there and is not what `afp` would write; give another name or delete it")
     return path
 
