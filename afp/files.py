@@ -12,14 +12,12 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
-
-import psutil
+from typing import Any, NamedTuple
 
 from .errors import DataError
 
 
-class Kind(TypedDict):
+class Kind(NamedTuple):
     """What a command writes: how such a file's name ends, and how it begins (empty: none is ever replaced)."""
 
     suffixes: tuple[str, ...]
@@ -28,15 +26,14 @@ class Kind(TypedDict):
 
 STAMP = ".afp.json"  # in a folder that `afp` made: what it is, and the SHA-256 of each of its files
 HTML_HEAD = '<!doctype html>\n<html lang="en">\n<head>\n<meta name="generator" content="afp">'
-SCORES: Kind = {"suffixes": (".csv",), "begins": ("path,sha256,",)}
-METRICS: Kind = {"suffixes": (".csv", ".json"), "begins": ("detector,", '[\n {\n  "detector"')}
-MANIFEST: Kind = {"suffixes": (".csv", ".parquet"), "begins": ("path,label,", "PAR1")}
-PAGE: Kind = {"suffixes": (".html", ".htm"), "begins": (HTML_HEAD,)}
-LOG: Kind = {"suffixes": (), "begins": ("run: ",)}
-CHECKPOINT: Kind = {"suffixes": (".pth", ".pt"), "begins": ()}
-_UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
-)  # control characters, changes of direction
+SCORES = Kind((".csv",), ("path,sha256,",))
+METRICS = Kind((".csv", ".json"), ("detector,", '[\n {\n  "detector"'))
+MANIFEST = Kind((".csv", ".parquet"), ("path,label,", "PAR1"))
+PAGE = Kind((".html", ".htm"), (HTML_HEAD,))
+LOG = Kind((), ("run: ",))
+CHECKPOINT = Kind((".pth", ".pt"), ())
+# Control characters, and those that change the direction of writing.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def check_output(path: str | Path, kind: Kind, inputs: Iterable = ()) -> Path:
@@ -52,9 +49,8 @@ def check_output(path: str | Path, kind: Kind, inputs: Iterable = ()) -> Path:
         DataError: another suffix, an input, a folder or a device, or a file that `afp` did not make.
     """
     path = Path(path)
-    suffixes = kind["suffixes"]
-    if suffixes and not path.name.lower().endswith(suffixes):
-        raise DataError(f"{path}: cannot be written, expected a name ending in {' or '.join(suffixes)}")
+    if kind.suffixes and not path.name.lower().endswith(kind.suffixes):
+        raise DataError(f"{path}: cannot be written, expected a name ending in {' or '.join(kind.suffixes)}")
     if not path.exists():
         return path
     if any(_same(path, other) for other in inputs):
@@ -63,7 +59,7 @@ def check_output(path: str | Path, kind: Kind, inputs: Iterable = ()) -> Path:
         raise DataError(f"{path}: is a folder or a device, expected the name of a file")
     with path.open("rb") as stream:
         head = stream.read(200).removeprefix(b"\xef\xbb\xbf")
-    if head and not head.startswith(tuple(text.encode() for text in kind["begins"])):
+    if head and not head.startswith(tuple(text.encode() for text in kind.begins)):
         raise DataError(f"{path}: is there and is not what `afp` would write; give another name or delete it")
     return path
 
@@ -154,6 +150,8 @@ def _took_place(partial: Path, path: Path, old: Path) -> bool:
 
 def _clean_up(path: Path) -> None:
     """Delete what builds of this folder left that were killed; bring back what one had moved away."""
+    import psutil
+
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         *_, pid, kind = left.name.split(".")
         if kind in ("partial", "old") and pid.isdigit() and not psutil.pid_exists(int(pid)):
@@ -214,6 +212,18 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def read_notebook(path: str | Path) -> Any:
+    """A notebook from its file, as an ``nbformat.NotebookNode``. Raises DataError for a file that is none."""
+    import nbformat
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except (nbformat.ValidationError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a notebook ({str(error).splitlines()[0]})") from None
+    return notebook
 
 
 def printable(path: str | Path) -> str:

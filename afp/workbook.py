@@ -7,11 +7,13 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import nbformat
@@ -25,7 +27,7 @@ from papermill.translators import PythonTranslator
 from PIL import Image
 
 from .errors import AfpError
-from .files import write_text
+from .files import read_notebook, write_text
 from .paths import NOTEBOOKS, ROOT, figures_dir
 
 KERNEL = "python3"
@@ -73,16 +75,6 @@ def parameters(path: Path) -> dict[str, Parameter]:
         if not any(re.match(rf"{p.name}\s*[:=]", line) for p in found):  # papermill leaves it out
             raise AfpError(f"{path.name}: parameter line {line!r}, expected `name: type = value  # help`")
     return {parameter.name: parameter for parameter in found}
-
-
-def read_notebook(path: Path) -> nbformat.NotebookNode:
-    """A notebook from its file. Raises AfpError for a file that is none."""
-    try:
-        notebook = nbformat.read(path, as_version=4)
-        nbformat.validate(notebook)
-    except (nbformat.ValidationError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise AfpError(f"{path}: not a notebook ({str(error).splitlines()[0]})") from None
-    return notebook
 
 
 def execute(path: Path, values: dict[str, str] | None = None, out: Path | None = None) -> Path:
@@ -140,24 +132,28 @@ def _run(path: Path, working: Path, values: dict[str, Any], figures: Path) -> No
         env=os.environ | {"PYTHONPATH": python_path, "AFP_FIGURES": str(figures)},
         extra_arguments=["--HistoryManager.hist_file=:memory:"],
     )
-    with ThreadPoolExecutor(1) as thread:
+    done: Future[None] = Future()
+
+    def work() -> None:
+        bar = {"desc": path.stem, "leave": False}
+        options = {"kernel_name": KERNEL, "language": "python", "progress_bar": bar, "log_output": False}
         try:
-            thread.submit(
-                papermill.execute_notebook,
-                str(path),
-                str(working),
-                parameters=values,
-                kernel_name=KERNEL,
-                language="python",
-                progress_bar={"desc": path.stem, "leave": False},
-                log_output=False,
-                km=kernel,
-            ).result()
-        except KeyboardInterrupt:
-            logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the kernel's death is no news
-            raise
-        finally:
-            kernel.shutdown_kernel(now=True)
+            papermill.execute_notebook(str(path), str(working), parameters=values, km=kernel, **options)
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        done.result()
+    except KeyboardInterrupt:
+        logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the kernel's death is no news
+        kernel.signal_kernel(signal.SIGKILL)
+        thread.join(20)  # it notices, and writes what it has
+        raise
+    finally:
+        kernel.shutdown_kernel(now=True)
 
 
 def _value(path: Path, parameter: Parameter, text: str) -> bool | int | float | str | None:

@@ -97,9 +97,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _is_expected(error: Exception) -> bool:
     """Whether files, settings or the disk are at fault, and not this program."""
-    if isinstance(error, AfpError | OSError):
-        return True
-    return (type(error).__module__, type(error).__name__) == ("safetensors_rust", "SafetensorError")
+    from safetensors import SafetensorError
+
+    return isinstance(error, AfpError | OSError | SafetensorError)
 
 
 def _join_parameters(arguments: list[str]) -> list[str]:

@@ -29,12 +29,15 @@ def import_checkpoint(
     """Make a run of a released pseudo-word, to score with like an own one; or, with --export, the reverse."""
     from ..detectors import released
     from ..errors import ModelError
+    from ..files import CHECKPOINT, check_folder, check_output
 
     if (out is None) == (export is None):
         raise ModelError("give either --out (FILE becomes a run) or --export (a run becomes FILE)")
     if export:
+        check_output(file, CHECKPOINT, [export])
         echo(f"checkpoint: {released.export_checkpoint(export, file)}")
         return
     config = {"question": question, "position": position}
+    check_folder(out, "afp import-checkpoint", [file])
     folder = released.import_checkpoint(file, out, backbone, threshold, **config)
     echo(f"run: {folder}")

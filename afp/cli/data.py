@@ -59,7 +59,9 @@ def manifest(
     from ..data.layouts import from_folders
     from ..data.manifest import write_manifest
     from ..errors import DataError
+    from ..files import MANIFEST, check_output
 
+    check_output(out, MANIFEST)
     real, fake = list(real_dir or []), {f.resolve().name: f for f in fake_dir or []}
     if len(fake) < len(fake_dir or []):
         raise DataError(

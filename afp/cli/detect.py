@@ -11,6 +11,7 @@ import typer
 
 from ..detectors import NAMES
 from ..errors import DataError
+from ..files import LOG, METRICS, PAGE, SCORES, check_folder, check_output
 from .echo import echo
 from .screen import pair, print_answers, print_metrics
 
@@ -44,6 +45,8 @@ def fit(
         config["backbone"] = backbone
     if fold not in (None, "all") and not fold.isdigit():
         raise DataError(f"--fold: {fold!r}, expected 0 to 4 or all")
+    if out and out.exists() and not (out / "environment.json").is_file():
+        check_folder(out, "afp fit", inputs=[manifest])
     frame = read_manifest(_demo_or(manifest))
     options = {"out": out, "config": config, "without": without or []}
     if fold == "all":
@@ -86,11 +89,15 @@ def score(
     from ..results.scores import score_to_csv
 
     perturbation = preprocess.check_perturbation(perturbation)
+    check_output(out, SCORES, paths)
+    if html:
+        check_output(html, PAGE, [*paths, out])
     folder = _run(run)
     if explain:
-        from ..figures.overlays import write_overlays
+        from ..figures.overlays import MADE_BY, write_overlays
         from ..studies.gradients import check_differentiable
 
+        check_folder(explain, MADE_BY, paths)
         check_differentiable(base.read_config(folder)["detector"])  # refused before any work
     frame, skipped = _frame(paths)
     table = score_to_csv(folder, frame, out, perturbation=perturbation)
@@ -125,6 +132,8 @@ def evaluate(
     """
     from ..results.scores import read_scores
 
+    if out:
+        check_output(out, METRICS, tables)
     parts = {file: read_scores(file) for file in tables}
     for file, part in parts.items():
         if part["label"].isna().all():
@@ -156,6 +165,8 @@ def test(
 
     if bool(img_path) == bool(real_dir or fake_dir):
         raise DataError("give either --img_path, or --real_dir and/or --fake_dir")
+    if log:
+        check_output(log, LOG, [p for p in (img_path, real_dir, fake_dir) if p])
     folder = _run(run)
     detector = detectors.load(folder)
     if img_path:

@@ -20,7 +20,7 @@ from pygments.formatters import HtmlFormatter
 from tqdm.auto import tqdm
 
 from ..errors import AfpError
-from ..files import written_folder
+from ..files import read_notebook, written_folder
 from ..paths import NOTEBOOKS, figures_dir
 from .grid import data_uri
 
@@ -94,7 +94,7 @@ def _page(path: Path, hrefs: dict[str, str]) -> dict[str, Any]:
         cell = nbformat.v4.new_markdown_cell(path.read_text(encoding="utf-8"))
         notebook = nbformat.v4.new_notebook(cells=[cell])
     else:
-        notebook = nbformat.read(path, as_version=4)
+        notebook = read_notebook(path)
     # nbconvert's "basic" is the cells alone: its full templates load scripts from elsewhere.
     body, _ = HTMLExporter(template_name="basic").from_notebook_node(notebook)
     body = _harmless(re.sub('<a class="anchor-link".*?</a>', "", body), hrefs)

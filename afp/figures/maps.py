@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from ..data.images import open_image
 from ..errors import require
-from ..files import HTML_HEAD, check_output, write_text
+from ..files import HTML_HEAD, PAGE, check_output, write_text
 from .grid import data_uri
 from .style import DOUBLE, SERIES, Drawn, colour, series_style, style
 
@@ -141,7 +141,7 @@ def write_page(xy: np.ndarray, frame: pd.DataFrame, out: str | Path, title: str 
     Raises:
         AfpError: ``out`` is another file's name; plotly is not installed.
     """
-    out = check_output(out, suffixes=(".html",), begins=(HTML_HEAD,), inputs=frame["file"])
+    out = check_output(out, PAGE, frame["file"])
     fig = require("plotly.graph_objects", extra="maps").Figure()
     looks = pd.Series(_colours(frame, "generator")[0], index=frame.index)
     for generator, part in frame.groupby("generator", sort=False):

@@ -15,14 +15,10 @@ from ..data.preprocess import prepare
 from ..detectors import load
 from ..detectors.base import read_config
 from ..errors import ImageError, ModelError
-from ..files import HTML_HEAD, check_output, write_text
+from ..files import PAGE, check_output, write_text
 from ..results.verdict import Standing, cautions
 from .grid import data_uri
 
-PAGE: dict = {
-    "suffixes": (".html", ".htm"),
-    "begins": (HTML_HEAD,),
-}  # what `check_output` must know of a page
 THUMBNAIL = 240  # pixels, the longer side
 MOST_THUMBNAILS = 1000  # about 10 MB of page
 MOST_MAPS = 30  # some seconds each on a CPU
@@ -43,7 +39,7 @@ def write_html(
         ModelError: ``folder`` holds no run.
         DataError: ``out`` is another file's name.
     """
-    check_output(out, **PAGE, inputs=frame["file"])
+    check_output(out, PAGE, frame["file"])
     standing = Standing.of(folder)
     table = table.sort_values("score", ascending=False, na_position="last", kind="stable")
     failed = int((table["error"] != "").sum())
