@@ -43,7 +43,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
-def test_a_build_is_deterministic_resumes_and_mends(small_demo, demo_frame):
+def test_a_build_is_deterministic_resumes_and_mends(small_demo, demo_frame, capsys):
     with ThreadPoolExecutor() as both:  # as two processes would: the second waits for the first
         first, second = both.map(lambda _: benchmark.build_benchmark(progress=False), range(2))
     assert first == second
@@ -71,6 +71,18 @@ def test_a_build_is_deterministic_resumes_and_mends(small_demo, demo_frame):
     Path(frame["file"].iloc[-1]).unlink()
     assert not benchmark.is_built()
     assert contents(benchmark.build_benchmark(progress=False).parent) == expected
+
+    # single bits of the manifest and of a mask
+    mask = next((small_demo / "images" / "masks").iterdir())
+    for file in (small_demo / "manifest.csv", mask):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        assert not benchmark.is_built()
+    benchmark.build_benchmark()
+    shown = capsys.readouterr().out
+    assert f"made again: {mask}" in shown and f"made again: {small_demo / 'manifest.csv'}" in shown
+    assert contents(small_demo) == expected
 
     # a build by another recipe leaves nothing behind
     (small_demo / "build.json").write_text(json.dumps({"recipe": 0}))
