@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,8 +115,7 @@ def written_folder(path: str | Path, made_by: str, inputs: Iterable = ()) -> Ite
 
     Args, Raises: as of `check_folder`.
     """
-    path = check_folder(path, made_by, inputs)
-    path = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(check_folder(path, made_by, inputs)))
     path.parent.mkdir(parents=True, exist_ok=True)
     _clean_up(path)
     partial, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
@@ -125,34 +124,23 @@ def written_folder(path: str | Path, made_by: str, inputs: Iterable = ()) -> Ite
         yield partial
         write_stamp(partial, made_by)
         follow_umask(partial)
-        while not _took_place(partial, path, old):
-            pass
+        with suppress(FileNotFoundError):
+            os.rename(path, old)
+        try:
+            os.rename(partial, path)
+        except OSError as error:  # another process has put its own there in between: that one stays
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _took_place(partial: Path, path: Path, old: Path) -> bool:
-    """Swap the folders; False if another process put its own there in between."""
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        os.rename(path, old)
-    try:
-        os.rename(partial, path)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            return False
-        if old.exists():
-            os.rename(old, path)
-        raise
-    return True
 
 
 def _clean_up(path: Path) -> None:
     """Delete what builds of this folder left that were killed; bring back what one had moved away."""
     import psutil
 
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
         *_, pid, kind = left.name.split(".")
         if kind in ("partial", "old") and pid.isdigit() and not psutil.pid_exists(int(pid)):
             if kind == "old" and not path.exists():

@@ -99,6 +99,8 @@ def execute(path: Path, values: dict[str, str] | None = None, out: Path | None =
     typed = {name: _value(path, known[name], text) for name, text in values.items()}
     _check_kernel()
     target = path if out is None else out / path.name
+    if out is not None and target.exists() and "afp" not in read_notebook(target).metadata:
+        raise AfpError(f"{target}: is there and was not made by `afp run`; give another folder with --out")
     target.parent.mkdir(parents=True, exist_ok=True)
     figures = figures_dir(ROOT if out is None else out)
     working = target.with_name(f".{target.name}")
@@ -114,6 +116,8 @@ def execute(path: Path, values: dict[str, str] | None = None, out: Path | None =
     finally:
         working.unlink(missing_ok=True)
     _clean(notebook)
+    if out is not None:
+        notebook.metadata["afp"] = {"executed": path.name}
     write_text(target, nbformat.writes(notebook) + "\n")
     seconds = time.perf_counter() - started
     print(f"{path.name} done in {seconds:.0f} s: {target}, figures: {figures}", flush=True)

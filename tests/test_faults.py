@@ -163,6 +163,17 @@ def test_a_checkpoint_over_the_released_one(afp, run, tmp_path):
     assert (tmp_path / "released.pth").read_bytes() == b"weights" and content(run) == before
 
 
+def test_an_executed_notebook_over_its_source(afp, tmp_path):
+    """`afp run` of a notebook into its own folder, and into one with another notebook of its name
+    refused before it runs"""
+    path, other = notebook(tmp_path), notebook(tmp_path / "other", "'my own'")
+    before = content(tmp_path)
+    for folder in (path.parent, other.parent):
+        status, shown = afp("run", path, "--out", folder)
+        assert status == 2 and "was not made by `afp run`" in line(shown)
+    assert content(tmp_path) == before
+
+
 # It lets nobody in
 
 

@@ -69,8 +69,10 @@ app = typer.Typer(
 
 
 @app.callback()
-def _options(debug: Annotated[bool, typer.Option("--debug", help="Show every error's traceback.")] = False):
-    pass
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show every error's traceback.")] = False,
+) -> None:
+    """`main` reads them."""
 
 
 def main(arguments: list[str] | None = None) -> None:

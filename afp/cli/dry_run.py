@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ import torch
 import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from ..data.audit import Finding
@@ -36,12 +38,11 @@ IMAGES_PER_SECOND = 100  # decoded and normalised by one core; measured: 125 of 
 
 @dataclass(frozen=True)
 class BackboneSize:
-    """Parameters of all of a backbone, of its image tower, and of a language model behind it.
+    """Parameters of all of a backbone, of its image tower and of a language model behind it; what an image costs.
 
     Args:
-        n_parameters, n_tower, n_language: counts.
         n_tokens: that the tower reads of an image.
-        cached: bytes of float16 features that stay on disk for an image, at most.
+        cached: bytes of float16 features of an image that stay on disk, at most.
     """
 
     n_parameters: float
@@ -56,17 +57,15 @@ class BackboneSize:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModel.from_config(config, trust_remote_code=False)
-        vision, language = getattr(config, "vision_config", config), getattr(model, "language_model", None)
+        vision = getattr(config, "vision_config", config)
+        parts = (model, getattr(model, "vision_model", model), getattr(model, "language_model", nn.Module()))
+        whole, tower, language = (float(sum(p.numel() for p in part.parameters())) for part in parts)
         n_tokens = (vision.image_size // vision.patch_size) ** 2 + 1
         # CLIP: class tokens of all layers and the embedding are cached; InstructBLIP: all tokens of the last layer.
         states = (vision.num_hidden_layers + 1) * vision.hidden_size + getattr(config, "projection_dim", 0)
-        cached = n_tokens * vision.hidden_size if language else states
-        counts = (_count(model), _count(getattr(model, "vision_model", model)))
-        return cls(*counts, n_tokens, 2 * cached, _count(language) if language else 0.0)
-
-
-def _count(model: torch.nn.Module) -> float:
-    return float(sum(p.numel() for p in model.parameters()))
+        return cls(
+            whole, tower, n_tokens, 2 * (n_tokens * vision.hidden_size if language else states), language
+        )
 
 
 # Of the models that may not be here yet.
@@ -109,18 +108,16 @@ def check_notebooks(notebooks: list[Path], given: dict[str, dict[str, str]]) -> 
     Returns:
         Findings: data, weights, detectors, then disk and memory with the estimates behind them.
     """
-    disk, memory, looked_at = 0.0, 0.0, {}
+    disk, memory, but = 0.0, 0.0, ""
     for notebook in notebooks:
         values, name = given.get(notebook.stem, {}), notebook.stem
         if not values:
             yield Finding(name, True, "no parameters given: runs with its defaults, on the demo")
-            continue
         frame = None
         if path := values.get("manifest_path"):
-            if path not in looked_at:
-                looked_at[path] = _manifest((NOTEBOOKS / path).resolve())
-            finding, frame = looked_at[path]
+            finding, frame = _manifest((NOTEBOOKS / path).resolve())
             yield Finding(f"{name} data", *finding)
+            but = but if frame is not None else " (not counting the manifests that are missing)"
         if runs := values.get("own_runs"):
             there = any((NOTEBOOKS / runs).glob("*/scores.csv"))
             mend = "" if there else " holds no */scores.csv; make one with `afp fit --fold all`"
@@ -130,33 +127,27 @@ def check_notebooks(notebooks: list[Path], given: dict[str, dict[str, str]]) -> 
         for backbone in filter(None, map(values.get, ("backbone", "vlm"))):
             there, detail, size = _weights(backbone)
             yield Finding(f"{name} weights", there, detail)
-            if size is None:
-                continue
-            memory = max(memory, 2 * size.n_parameters)  # bytes
-            if frame is not None:
-                passes = 1 + sum(
-                    len(values.get(k, "").split(",")) for k in ("perturbations", "augment") if values.get(k)
-                )
-                yield Finding(f"{name} time", True, f"{backbone}: {_time(size, len(frame) * passes)}")
-                disk = max(disk, len(frame) * passes * size.cached)
+            memory = max(memory, 2 * size.n_parameters if size else 0)  # bytes
+            if size and frame is not None:
+                perturbed = [values.get(key, "") for key in ("perturbations", "augment")]
+                n_views = len(frame) * (1 + sum(len(list(filter(None, p.split(",")))) for p in perturbed))
+                disk = max(disk, n_views * size.cached)
+                yield Finding(f"{name} time", True, f"{backbone}: {_time(size, n_views)}")
                 if size.n_language:
                     yield Finding(f"{name} training", *_fit(size, frame, values.get("preset", "demo")))
-    missing = any(frame is None for _, frame in looked_at.values())
-    yield from _room(disk, memory, " (not counting the manifests that are missing)" if missing else "")
+    yield from _room(disk, memory, but)
 
 
+@cache
 def _manifest(path: Path) -> tuple[tuple[bool, str], pd.DataFrame | None]:
     try:
         frame = read_manifest(path)
     except DataError as error:
         hint = "" if path.is_file() else "; make it as data/README.md says under `Full size`"
         return (False, f"{error}{hint}"), None
-    missing = [file for file in frame["file"] if not Path(file).is_file()]
-    if missing:
-        return (
-            False,
-            f"{path}: {len(missing)} of {len(frame)} images are missing, such as {missing[0]}",
-        ), frame
+    if missing := [file for file in frame["file"] if not Path(file).is_file()]:
+        detail = f"{path}: {len(missing)} of {len(frame)} images are missing, such as {missing[0]}"
+        return (False, detail), frame
     fakes = frame[frame["label"] == 1]
     counts = f"{len(frame):,} images, {len(fakes):,} fake, {fakes['generator'].nunique()} generators"
     return (True, f"{counts}: {path}"), frame
@@ -176,14 +167,13 @@ def _unknown(values: dict[str, str], frame: pd.DataFrame | None) -> str:
 
 def _weights(name: str) -> tuple[bool, str, BackboneSize | None]:
     """Whether a backbone is there, in words, and its size."""
-    hub = (backbones.ALIASES | instructblip.ALIASES).get(name, name)
     folder = backbone_folder(name)
+    if name == "demo-clip" and not folder.is_dir():
+        return False, f"{name} is not built; make it with `afp demo`", None
     if not folder.is_dir():
-        if name == "demo-clip":
-            return False, f"{name} is not built; make it with `afp demo`", None
-        repository, _, revision = hub.partition("@")
+        hub, _, revision = (backbones.ALIASES | instructblip.ALIASES).get(name, name).partition("@")
         try:
-            folder = Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
+            folder = Path(snapshot_download(hub, revision=revision or None, local_files_only=True))
         except (LocalEntryNotFoundError, HFValidationError):
             mend = f"is neither a folder nor in the hub's cache; fetch it with `hf download {hub}`"
             return False, f"{name} {mend}", SIZES.get(name)

@@ -22,7 +22,6 @@ from filelock import FileLock
 from ..errors import AfpError
 from ..paths import ROOT, data_dir
 
-MAX_MEMBER_BYTES = 256 * 1024**2
 PLATFORMS = ("manylinux1", "manylinux2014", "manylinux_2_17", "manylinux_2_27", "manylinux_2_28")
 
 
@@ -59,17 +58,12 @@ class Wheel:
         return _fetch(self)
 
     def read(self, member: str) -> bytes:
-        """The bytes of one member. Raises AfpError if it is missing or larger than 256 MiB."""
+        """The bytes of one member. Raises AfpError if it is missing."""
         with zipfile.ZipFile(self.fetch()) as archive:
             try:
-                info = archive.getinfo(member)
+                return archive.read(member)
             except KeyError:
                 raise AfpError(f"{self.file}: no member {member!r}") from None
-            if info.file_size > MAX_MEMBER_BYTES:
-                raise AfpError(
-                    f"{self.file}: {member} has {info.file_size} bytes, at most {MAX_MEMBER_BYTES}"
-                )
-            return archive.read(info)
 
 
 @cache
