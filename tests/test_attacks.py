@@ -104,13 +104,13 @@ def test_pgd_fools_a_classifier_and_collision_moves_towards_its_goal(images, tin
     pixels, labels = differentiable.to_pixels(images), torch.arange(6)
     with torch.inference_mode():
         assert (victim(pixels).argmax(1) == labels).all()
-    attacked = attacks.adversarial(victim, pixels, labels, 32 / 255, 10)
+    attacked = attacks.pgd_attack(victim, pixels, labels, 32 / 255, 10)
     assert (attacked - pixels).abs().max() <= 32 / 255 + 1e-6
     with torch.inference_mode():
         before, after = (torch.nn.functional.cross_entropy(victim(x), labels) for x in (pixels, attacked))
         assert after > before
     goals = pixels.roll(1, 0)
-    moved = attacks.collide(victim.tower, pixels, goals, 16 / 255, 30)
+    moved = attacks.collide_features(victim.tower, pixels, goals, 16 / 255, 30)
     with torch.inference_mode():
         at, near, goal = (torch.nn.functional.normalize(victim.tower(x)) for x in (pixels, moved, goals))
     assert ((near * goal).sum(1) > (at * goal).sum(1)).all()
@@ -142,7 +142,7 @@ def test_the_victim_is_the_detector(probe, small_frame):
 
 def test_more_budget_never_helps_the_defender_and_no_limit_wins(probe, small_frame, images):
     labels = np.array([0, 1, 0, 1, 0, 1])
-    found = attacks.white_box(
+    found = attacks.attack_detector(
         gradients.DifferentiableDetector.of(probe), images, labels, [0, 2 / 255, 8 / 255, 1], steps=8
     )
     assert found.shape == (4, 6)
@@ -150,15 +150,16 @@ def test_more_budget_never_helps_the_defender_and_no_limit_wins(probe, small_fra
     assert (steps[:, labels == 1] <= 0).all() and (steps[:, labels == 0] >= 0).all()
     assert found[-1, labels == 1].max() < found[-1, labels == 0].min()
     with pytest.raises(AfpError, match="rising"):
-        attacks.white_box(gradients.DifferentiableDetector.of(probe), images, labels, [0.1, 0], steps=1)
+        attacks.attack_detector(gradients.DifferentiableDetector.of(probe), images, labels, [0.1, 0], steps=1)
 
 
 def test_triggers_are_where_they_should_be(images, small_frame, tmp_path):
-    marked = np.asarray(attacks.patch(images[0], 16))
+    marked = np.asarray(attacks.add_trigger(images[0], Settings("patch", size=16)))
     np.testing.assert_array_equal(marked[:48], np.asarray(images[0])[:48])
     assert set(np.unique(marked[48:, 48:])) == {0, 255}
-    pattern = np.asarray(attacks.blend(images[0], 1.0))
-    np.testing.assert_array_equal(pattern, np.asarray(attacks.blend(images[1], 1.0)))
+    over_all = Settings("blended", epsilon=1)
+    pattern = np.asarray(attacks.add_trigger(images[0], over_all))
+    np.testing.assert_array_equal(pattern, np.asarray(attacks.add_trigger(images[1], over_all)))
     rows = attack_sets.triggered(small_frame.head(3), tmp_path, Settings("patch", size=8))
     assert rows["sha256"].tolist() != small_frame.head(3)["sha256"].tolist()
     assert (rows["label"] == small_frame.head(3)["label"]).all()
@@ -177,7 +178,7 @@ def test_bad_settings_are_refused_by_name(small_manifest, small_frame, tmp_path)
         with pytest.raises(AfpError, match=name):
             Settings(**bad)
     with pytest.raises(AfpError, match="at most"):
-        attacks.patch(picture(0), 65)
+        attacks.add_trigger(picture(0), Settings("patch", size=65))
     with pytest.raises(AfpError, match="2 sources"):
         one = small_frame[small_frame["source"] == small_frame["source"].iloc[0]]
         attack_sets.make_attack_set(one, tmp_path / "one", Settings("pgd"))

@@ -74,9 +74,11 @@ def test_figures_plot_the_numbers_that_they_are_given():
     scores = made_up(dict.fromkeys(specs, 0), dict.fromkeys(specs, 0.2))
     results = metrics.evaluate(scores, n_boot=20)
     fig, table = perturbations.strength_curves(results, "jpeg", ["auc", "accuracy_val"])
-    line = fig.axes[0].lines[0].get_ydata()
-    auc = table[table["metric"] == "auc"].set_index("perturbation")["value"]
-    np.testing.assert_array_equal(line, auc[["none", "jpeg:75", "jpeg:50"]])
+    assert [ax.get_ylabel() for ax in fig.axes] == ["AUC", "accuracy\nat val. threshold"]
+    auc = table[table["metric"] == "auc"].set_index(["group", "perturbation"])["value"]
+    for group, line in zip(("net", "mean held-out"), fig.axes[0].lines, strict=False):
+        np.testing.assert_array_equal(line.get_ydata(), auc[group][["none", "jpeg:75", "jpeg:50"]])
+    assert fig.axes[0].lines[0].get_linewidth() < fig.axes[0].lines[1].get_linewidth()
     with pytest.raises(ValueError, match="family 'webp'"):
         perturbations.strength_curves(results, "webp")
     found = robustness.losses(scores, n_boot=20)
@@ -116,9 +118,9 @@ def test_more_generators_than_colours_can_be_drawn():
     ]
     results = metrics.evaluate(pd.concat([scores[scores["label"] == 0], *nets]), n_boot=2)
     fig, table = perturbations.strength_curves(results, "jpeg", ["auc"])
-    assert table["group"].nunique() == 21
+    assert table["group"].nunique() == 21 + 1
     assert len({series_style(k) for k in range(21)}) == 21
-    assert len(fig.axes[0].lines) == 21 + 1
+    assert len(fig.axes[0].lines) == 21 + 2
 
 
 def test_bad_settings_are_refused_before_any_work(small_frame, tmp_path):

@@ -19,6 +19,7 @@ COMMANDS = {
     "manifest": ("data", "Make a manifest from folders."),
     "audit": ("data", "Check a manifest: leaks, duplicates, unreadable files, shortcuts."),
     "fit": ("detect", "Train a detector; validation picks its hyperparameters and its threshold."),
+    "calibrate": ("detect", "Move a run's threshold to your own photographs."),
     "score": ("detect", "Score images with a run: P(fake), a row each."),
     "evaluate": ("detect", "Metrics with 95 % intervals, per generator."),
     "test": ("detect", "AntifakePrompt's own command line: a verdict, or accuracy over two folders."),

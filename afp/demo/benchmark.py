@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
 from ..data.images import open_image, sha256
-from ..data.manifest import write_manifest
-from ..data.splits import use_fold
+from ..data.manifest import COLUMNS, write_manifest
+from ..data.splits import deal_folds, use_fold
 from ..errors import ImageError
 from ..files import damaged, read_json, write_json, write_stamp, written_whole
 from ..paths import ROOT, demo_manifest
@@ -90,10 +90,10 @@ def _build(folder: Path, progress: bool) -> None:
             rows.append(row | {"path": str(file), "file": str(file), "sha256": sha256(file)})
     frame = pd.DataFrame(rows)
     trained = (frame["label"] == 0) | frame["generator"].isin([n["name"] for n in networks if n["held_in"]])
-    frame = use_fold(frame.assign(split=np.where(trained, "train", "none")), 0)
+    frame = frame.assign(split=np.where(trained, "train", "none"), fold=deal_folds(frame), set="")
+    frame = use_fold(frame, 0)
     frame.loc[frame["kind"].isin(WILD), "split"] = "test"
-    columns = ["path", "label", "generator", "kind", "split", "source", "sha256", "mask", "file"]
-    write_manifest(frame[columns], demo_manifest())
+    write_manifest(frame[[*COLUMNS, "mask", "file"]], demo_manifest())
     write_stamp(folder, "afp demo")
 
 

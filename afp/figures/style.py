@@ -1,17 +1,27 @@
-"""How figures look, and how they are written: sizes, colours, files.
+"""How figures look, and how they are written: sizes, colours, intervals, files.
 
 Every module of `afp.figures` draws with it.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ..paths import figures_dir
 
 SINGLE, DOUBLE = 3.35, 6.9  # inches: one and two columns of a journal
 # Okabe & Ito's colours, safe for the colour-blind; after them three of Paul Tol's
@@ -30,23 +40,42 @@ COLOURS = {
 OTHER = "#777777"
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_LOOK = {
+# A method's colour and marker in the whole book: the workbook's name, then the papers'.
+METHODS = {
+    ("linear-probe", "linear probing", "probe"): ("#0072B2", "o"),
+    ("clip-prompt", "prompt tuning"): ("#D55E00", "s"),
+    ("clip-adapter", "adapter"): ("#009E73", "^"),
+    ("clip-finetune", "fine-tuning", "weight ensemble"): ("#CC79A7", "D"),
+    ("clip-lora",): ("#AA4499", "d"),
+    ("clip-adaptprompt",): ("#44AA99", "H"),
+    ("clip-zero-shot", "CogVLM zero-shot"): ("#777777", "v"),
+    ("vlm-zero-shot", "InstructBLIP zero-shot"): ("#999933", "<"),
+    ("vlm-prompt", "AntifakePrompt"): ("#882255", "p"),
+    ("vlm-lora", "InstructBLIP + LoRA"): ("#332288", ">"),
+    ("spectrum",): ("#E69F00", "P"),
+    ("metadata",): ("#000000", "X"),
+    ("UnivFD",): ("#56B4E9", "h"),
+    ("Wang 2020",): ("#B8860B", "8"),
+    ("DE-FAKE",): ("#661100", "H"),
+    ("DIRE",): ("#6699CC", "X"),
+}
+_LOOK: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 7.5,
-    "axes.titlesize": 8,
-    "axes.labelsize": 7.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
+    "font.size": 8,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 8.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
     "legend.frameon": False,
-    "lines.markersize": 4.2,
+    "lines.markersize": 4.5,
+    "lines.linewidth": 1.2,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
-    "lines.linewidth": 1.2,
     "axes.axisbelow": True,
     "figure.constrained_layout.use": True,
     "figure.dpi": 100,
@@ -54,13 +83,30 @@ _LOOK = {
     "savefig.facecolor": "white",
     "svg.fonttype": "none",
     "svg.hashsalt": "afp",
-    "axes.prop_cycle": mpl.cycler(color=SERIES),
+    "axes.prop_cycle": cycler(color=SERIES),
 }
+Drawn = tuple[Figure, pd.DataFrame]
+P = ParamSpec("P")
 
 
-def style() -> AbstractContextManager:
+@contextmanager
+def style() -> Iterator[None]:
     """The look of every figure: `with style(): ...` or `@style()`."""
-    return mpl.rc_context(_LOOK)
+    with mpl.rc_context(_LOOK):
+        yield
+
+
+def drawing(function: Callable[P, Drawn]) -> Callable[P, Drawn]:
+    """Decorates a function that draws: in this `style`, the figure closed, the table numbered from 0."""
+
+    @wraps(function)
+    def drawn(*args: P.args, **options: P.kwargs) -> Drawn:
+        with style():
+            fig, table = function(*args, **options)
+        plt.close(fig)
+        return fig, table.reset_index(drop=True)
+
+    return drawn
 
 
 @style()
@@ -70,11 +116,7 @@ def save_figure(fig: Figure, name: str, table: pd.DataFrame, folder: str | Path 
     The folder is `figures/` unless given, and made if missing. Returns the three paths. The same numbers give
     the same bytes again.
     """
-    if folder is None:
-        from ..paths import figures_dir
-
-        folder = figures_dir()
-    files = [Path(folder) / f"{name}.{suffix}" for suffix in ("png", "svg", "csv")]
+    files = [Path(folder or figures_dir()) / f"{name}.{suffix}" for suffix in ("png", "svg", "csv")]
     files[0].parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(files[0], metadata={"Software": None})
     fig.savefig(files[1], metadata={"Date": None})
@@ -83,14 +125,88 @@ def save_figure(fig: Figure, name: str, table: pd.DataFrame, folder: str | Path 
 
 
 def series_style(k: int) -> tuple[str, str]:
-    """Colour and marker of the k-th series of a figure, from 0; 49 differ."""
+    """Colour and marker of the k-th series of a figure, from 0, where series are no methods; 49 differ."""
     return SERIES[k % len(SERIES)], MARKERS[(k + k // len(SERIES)) % len(MARKERS)]
+
+
+def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """How each method of a figure is drawn: `METHODS` by the beginning of its name.
+
+    Variants of one method ("AntifakePrompt + LaMa", "linear-probe, PNG") share its marker, in paler shades.
+    Names that are no method's are told apart by `shades`, whose colours mean no method.
+
+    Returns:
+        Name -> ``color`` and ``marker``, for matplotlib.
+    """
+    known = {start: (i, look) for i, (starts, look) in enumerate(METHODS.items()) for start in starts}
+    names = list(dict.fromkeys(names))
+    begins = {name: max((s for s in known if name.startswith(s)), key=len, default="") for name in names}
+    others = [name for name in names if not begins[name]]
+    styles: dict[str, dict[str, Any]] = {}
+    for name, hue, marker in zip(others, shades(len(others)), MARKERS * len(others), strict=False):
+        styles[name] = {"color": hue, "marker": marker}
+    drawn: list[int] = []
+    for name in [name for name in names if begins[name]]:
+        method, (hue, marker) = known[begins[name]]
+        styles[name] = {"color": lighter(hue, 0.4 * min(drawn.count(method), 1.7)), "marker": marker}
+        drawn.append(method)
+    return {name: styles[name] for name in names}
+
+
+def lighter(hue: str, share: float) -> str:
+    """A colour towards white, by a share in [0, 1]."""
+    red, green, blue = (channel + (1 - channel) * share for channel in to_rgb(hue))
+    return to_hex((red, green, blue))
 
 
 def colour(generator: str, kind: str, shade: float = 0.0) -> str:
     """The colour of a generator's kind, towards white by `shade` in [0, 1]."""
-    base = to_rgb(COLOURS.get(generator if kind == "real" else kind, OTHER))
-    return to_hex([channel + (1 - channel) * shade for channel in base])
+    return lighter(COLOURS.get(generator if kind == "real" else kind, OTHER), shade)
 
 
-Drawn = tuple[Figure, pd.DataFrame]
+def shades(n: int) -> list[str]:
+    """Colours of an ordered series, dark to light: sizes, budgets."""
+    return [to_hex(hue) for hue in mpl.colormaps["viridis"](np.linspace(0, 0.85, n))]
+
+
+def draw_intervals(
+    ax: Axes, at: np.ndarray, rows: pd.DataFrame, upright: bool = True, line: str = "-", **look: Any
+) -> None:
+    """Columns `value`, `low`, `high` of rows as points with intervals.
+
+    Args:
+        at: (n,), places on the other axis.
+        upright: intervals are vertical, and the points joined by `line`; otherwise lying, and not joined.
+        look: colour, marker, label, for matplotlib.
+    """
+    bars = ax.vlines if upright else ax.hlines
+    bars(at, rows["low"], rows["high"], color=look["color"], linewidth=1.1)
+    x, y = (at, rows["value"]) if upright else (rows["value"], at)
+    ax.plot(x, y, linestyle=line if upright else "", **look)
+
+
+def chance_line(ax: Axes, value: float = 0.5, upright: bool = False) -> None:
+    """A dotted line at the value of guessing."""
+    (ax.axvline if upright else ax.axhline)(value, color="0.5", linewidth=0.8, linestyle=":")
+
+
+def name_rows(ax: Axes, names: Sequence[str], stripes: bool = True) -> None:
+    """One row a name, from top to bottom, every second one shaded."""
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    for i in range(0, len(names) if stripes else 0, 2):
+        ax.axhspan(i - 0.5, i + 0.5, color="0.95", zorder=0, linewidth=0)
+
+
+def legend_above(fig: Figure, handles: Iterable[Any], most: int = 4) -> None:
+    """A legend over the figure, in as many columns as fit; of handles with one label the first."""
+    once = {h.get_label(): h for h in handles if not str(h.get_label()).startswith("_")}
+    width = 0.4 + 0.063 * max(map(len, once), default=1)
+    columns = max(1, min(most, len(once), int(fig.get_figwidth() / width)))
+    fig.legend(handles=list(once.values()), loc="outside upper center", ncols=columns)
+
+
+def key(label: str, **look: Any) -> Line2D:
+    """A handle for a legend."""
+    return Line2D([], [], label=label, **look)

@@ -2,20 +2,23 @@
 
 Percentages throughout, as printed. A set of AntifakePrompt (arXiv 2310.17419) holds one class, and has the
 accuracy on it; a set of CLIPping the Deception (arXiv 2402.12927) holds both, and has accuracy and AP.
+What the papers claim, and whether their numbers and the demo's bear it out: `afp.results.claims`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import average_precision_score
 
 from ..errors import DataError
+from ..files import read_json
 from ..paths import ROOT
-from .metrics import check_scores, compute
+from .metrics import check_scores
 from .scores import read_scores
 
 FOLDER = ROOT / "data" / "published"
@@ -33,36 +36,125 @@ _MAIN = {
 }
 _KEY = ["run", "perturbation", "test_set"]
 _KINDS = ("GAN (training generator)", "GAN", "diffusion/transformer", "face manipulation", "commercial")
+SD2, SD2IP = "COCO vs SD2", "COCO vs SD2+SD2IP"
+_PRINTED = {"AntifakePrompt": "qformer+llm", "InstructBLIP + LoRA": "lora-llm"}
+_TEXTS = {"qformer+llm": "both texts", "qformer": "Q-Former's text", "llm": "language model's text"}
+_LOGS = r"SD2_postfix|SD2_SD2IP_\d+k?_(postfix|prefix|replace)"
+_LORA_LOG = "SD2_SD2IP_90k_loraOnLLM"
+_LOG_KEY = [
+    *("log", "checkpoint", "training_set", "n_training", "position", "trained", "question"),
+    *("test_set", "subset", "n_images", "n_correct", "run_date", "note"),
+]
 
 
-def antifakeprompt(folder: str | Path = FOLDER) -> pd.DataFrame:
-    """AntifakePrompt's results table: 7 methods x 16 test sets, a row each.
+def antifakeprompt(version: int = 2, folder: str | Path = FOLDER) -> pd.DataFrame:
+    """AntifakePrompt's results table, a row a method and test set.
 
-    Columns: method, training_set, n_params, test_set, kind, seen_in_training (0/1), accuracy (%),
-    published_average (% of the method, as printed). DataError: a column, a cell or a number is wrong.
+    Args:
+        version: of the paper; 2 has 7 methods on 16 sets, 3 has 18 models on 23 and no numbers of parameters.
+    Returns:
+        Columns method, training_set, n_params, test_set, kind, seen_in_training (0/1), accuracy (%),
+        published_average (% of the method, as printed).
+    Raises:
+        DataError: a column, a cell or a number is wrong.
     """
-    table = _read(Path(folder) / "antifakeprompt.csv", ["method", "test_set"], ["accuracy"])
+    name = "antifakeprompt.csv" if version == 2 else f"antifakeprompt_v{version}.csv"
+    columns = ["method", "training_set", "n_params", "test_set", "kind", "seen_in_training", "accuracy"]
+    if version == 2:
+        table = _read(Path(folder) / name, ["method", "test_set"], ["accuracy"])
+    else:
+        table = _read(Path(folder) / name, ["method", "weights", "test_set"], ["accuracy"])
+        rival = (table["weights"] == "fine-tuned") & ~table["method"].str.match("InstructBLIP|AntifakePrompt")
+        table["method"] += pd.Series(", fine-tuned", table.index).where(rival, "")
     printed = table[table["test_set"] == "average"].set_index("method")["accuracy"]
-    table = table[table["test_set"] != "average"].drop(columns="source")
+    table = table[table["test_set"] != "average"].reindex(columns=columns)
     table = table.assign(published_average=table["method"].map(printed))
-    _check_full(table, "antifakeprompt.csv")
+    _check_full(table, name)
     return table.astype({"seen_in_training": int}).reset_index(drop=True)
 
 
 def clipping(folder: str | Path = FOLDER) -> pd.DataFrame:
     """CLIPping the Deception's results: a row for each evaluation of a run on a test set.
 
-    Columns: method, n_train_images (real + fake), n_context, shots_per_class_and_category, perturbation,
-    test_set, kind, accuracy, f1, average_precision (%), run, source_file. A run stands twice where the
-    authors evaluated it twice: see `one_copy`. DataError: as `antifakeprompt`.
+    Columns: method, n_train_images (real + fake), n_context, shots_per_class_and_category, perturbation
+    (as `afp.data.preprocess` writes it: none, jpeg:75, blur:2), test_set, kind, accuracy, f1, average_precision
+    (%), run, source_file. A run stands twice where the authors evaluated it twice: see `one_copy`. DataError: as
+    `antifakeprompt`.
     """
     numbers = ["accuracy", "f1", "average_precision"]
     table = _read(Path(folder) / "clipping_the_deception.csv", [*_KEY, "source_file"], numbers)
     if unknown := set(table["kind"]) - set(_KINDS):
         raise DataError(f"clipping_the_deception.csv: kind {min(unknown)!r}, expected one of {_KINDS}")
-    return table.sort_values(
-        "kind", key=lambda column: column.map(_KINDS.index), kind="stable", ignore_index=True
-    )
+    words = table["perturbation"].str.replace("gaussian blur sigma", "blur").str.replace(" ", ":")
+    order = table["kind"].map(_KINDS.index).sort_values(kind="stable").index
+    return table.assign(perturbation=words).loc[order].reset_index(drop=True)
+
+
+def ablations(folder: str | Path = FOLDER) -> pd.DataFrame:
+    """Runs of AntifakePrompt's authors on the final test sets: their own logs, and the printed row (90k, postfix).
+
+    Of each log the answers of the tuned model (with the pseudo-word, or with LoRA on the language model) and the
+    last evaluation; no scratch logs, no earlier test images, no run that does not say what it was trained on.
+
+    Returns:
+        Columns log ("printed" for the paper's rows), training_set, n_real (photographs in training), position (of
+        the pseudo-word), text (that has it), test_set, kind, accuracy (%).
+    Raises:
+        DataError: as `antifakeprompt`; an accuracy that does not follow from its counts.
+    """
+    name = "antifakeprompt_ablations.csv"
+    logs = _read(Path(folder) / name, _LOG_KEY, ["accuracy"])
+    if (wrong := (logs["accuracy"] - 100 * logs["n_correct"] / logs["n_images"]).abs() > 0.0051).any():
+        raise DataError(f"{name}, line {logs.index[wrong][0] + 2}: accuracy does not follow from its counts")
+    main = antifakeprompt(2, folder)
+    kinds = main.drop_duplicates("test_set").set_index("test_set")["kind"]
+    logs = logs[
+        logs["log"].str.match(_LOGS) & logs["question"].eq("tuned") | logs["log"].str.match(_LORA_LOG)
+    ]
+    logs = logs[
+        logs["test_set"].isin(kinds.index) & (logs["n_images"] == 3000) & (logs["subset"] != "uncommon")
+    ]
+    logs = logs[~logs["note"].str.contains("earlier version", na=False)]
+    logs = logs[logs["checkpoint"] == logs.groupby("log")["checkpoint"].transform("max")]
+    last = logs.assign(day=logs["run_date"].str.split().str[-1]).sort_values("day", kind="stable")
+    last = last.drop_duplicates(["log", "test_set"], keep="last").rename(columns={"n_training": "n_real"})
+    printed = main[main["method"].isin(_PRINTED)].assign(log="printed", n_real=90_000, position="postfix")
+    printed = printed.assign(training_set=SD2IP, trained=printed["method"].map(_PRINTED))
+    found = pd.concat([printed, last], ignore_index=True)
+    found = found.assign(kind=found["test_set"].map(kinds), text=found["trained"].replace(_TEXTS))
+    return found[["log", "training_set", "n_real", "position", "text", "test_set", "kind", "accuracy"]]
+
+
+def ablation_answers(runs: pd.DataFrame) -> pd.DataFrame:
+    """What `ablations` answer on all 16 test sets: rows of question, variant, test_set, kind, accuracy, note ("").
+
+    A question has one variable: where the word stands, which text has it (at the nearest sizes that were logged),
+    whose fakes it was trained on, and what is printed of the LoRA run beside its log.
+    """
+    size = (runs["n_real"] / 1000).map("{:g}k".format)
+    ninety = (runs["text"] == "both texts") & (runs["n_real"] == 90_000)
+    one_text = (runs["text"] == "Q-Former's text") & runs["n_real"].isin([60_000, 120_000])
+    printed = ninety & (runs["log"] == "printed")
+    lora = runs["text"] == "lora-llm"
+    questions = {
+        "position of [*]": runs[ninety].assign(variant=runs["position"]),
+        "which text has [*]": runs[printed | one_text].assign(variant=runs["text"] + ", " + size),
+        "fakes in training": runs[printed | (runs["training_set"] == SD2)].assign(
+            variant=runs["training_set"].str.removeprefix("COCO vs ")
+        ),
+        "LoRA's row": runs[lora].assign(variant=runs["log"].where(runs["log"] == "printed", "logged")),
+    }
+    found = pd.concat([rows.assign(question=question) for question, rows in questions.items()])
+    found = found.drop_duplicates(["question", "variant", "test_set"]).assign(note="")
+    return found[["question", "variant", "test_set", "kind", "accuracy", "note"]].reset_index(drop=True)
+
+
+def ablation_sizes(runs: pd.DataFrame) -> pd.DataFrame:
+    """DeeperForensics, the one set that was logged for every size, by the text that has the word (postfix)."""
+    rows = runs[(runs["test_set"] == "DeeperForensics") & (runs["position"] == "postfix")]
+    rows = rows[(rows["training_set"] == SD2IP) & rows["text"].isin(_TEXTS.values())]
+    rows = rows.drop_duplicates(["text", "n_real"]).sort_values("n_real", kind="stable")
+    return rows.assign(note="").reset_index(drop=True)
 
 
 def one_copy(rows: pd.DataFrame, prefer: str) -> pd.DataFrame:
@@ -72,8 +164,7 @@ def one_copy(rows: pd.DataFrame, prefer: str) -> pd.DataFrame:
     `prefer` is taken from the other folder.
     """
     first = rows["source_file"].str.startswith(f"{prefer}/")
-    kept = pd.concat([rows[first], rows[~first]]).drop_duplicates(_KEY)
-    return kept.sort_index(kind="stable")
+    return pd.concat([rows[first], rows[~first]]).drop_duplicates(_KEY).sort_index(kind="stable")
 
 
 def main_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -107,6 +198,13 @@ def few_shot(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([few, full], ignore_index=True)
 
 
+def weight_ensembles(rows: pd.DataFrame) -> pd.DataFrame:
+    """Fine-tuned weights mixed with CLIP's own (runs named 03 and 04), and fine-tuning, on the 20 sets of all."""
+    mixed = rows[rows["method"].str.startswith("weight ensemble")]
+    full = main_table(rows).query("method == 'fine-tuning'")
+    return pd.concat([full[full["test_set"].isin(mixed["test_set"])], mixed], ignore_index=True)
+
+
 def robustness(rows: pd.DataFrame) -> pd.DataFrame:
     """Prompt tuning and fine-tuning under JPEG and blur, over the sets that all conditions share.
 
@@ -115,10 +213,8 @@ def robustness(rows: pd.DataFrame) -> pd.DataFrame:
     """
     best = rows["run"].isin([_MAIN["prompt tuning"], *[_MAIN["fine-tuning"] + end for end in ("", "_100k")]])
     table = one_copy(rows[best], "paper_results")
-    shared = set.intersection(
-        *(set(part["test_set"]) for _, part in table.groupby(["method", "perturbation"]))
-    )
-    return table[table["test_set"].isin(shared)].reset_index(drop=True)
+    n_conditions = len(table[["method", "perturbation"]].drop_duplicates())
+    return table[table.groupby("test_set")["run"].transform("size") == n_conditions].reset_index(drop=True)
 
 
 def averages(table: pd.DataFrame, by: str | list[str] = "method", commercial: bool = False) -> pd.DataFrame:
@@ -146,43 +242,52 @@ def headlines(table: pd.DataFrame) -> pd.DataFrame:
     constant = first.assign(
         method=ALWAYS_FAKE, accuracy=100.0 * (first["kind"] != "real"), seen_in_training=0
     )
-    found = []
-    for method, rows in pd.concat([table, constant]).groupby("method", sort=False):
-        real, accuracy = rows["kind"] == "real", rows["accuracy"]
-        balanced = (accuracy[real].mean() + accuracy[~real].mean()) / 2
-        found.append(
-            {
-                "method": method,
-                "all": accuracy.mean(),
-                "fakes only": accuracy[~real].mean(),
-                "held-out": accuracy[rows["seen_in_training"] == 0].mean(),
-                "balanced": balanced,
-                "note": rows["note"].iloc[0] if "note" in rows else "",
-            }
-        )
-    return pd.DataFrame(found)[["method", "all", "held-out", "fakes only", "balanced", "note"]]
+    rows = pd.concat([table, constant])
+    real, held_out = rows["kind"] == "real", rows["seen_in_training"] == 0
+    parts = {"all": rows, "held-out": rows[held_out], "fakes only": rows[~real], "real": rows[real]}
+    found = pd.DataFrame(
+        {k: part.groupby("method", sort=False)["accuracy"].mean() for k, part in parts.items()}
+    )
+    found["balanced"] = (found.pop("real") + found["fakes only"]) / 2
+    notes = rows.groupby("method", sort=False)["note"].first() if "note" in rows else ""
+    return found.assign(note=notes).fillna({"note": ""}).reset_index()
 
 
 def own_runs(folder: str | Path, tables: tuple[str, ...] = ("scores.csv",)) -> pd.DataFrame:
     """Every run in a folder (`<run>/config.json` and a scores table), measured as the papers measure; in %.
 
-    The scores table is the first of `tables` that a run holds; notebook 06 writes `perturbed.csv` beside it.
     A row a run, perturbation and set of test images. Real images have `accuracy_one_class` alone: how many are
     called real, at .5. Fakes also have `accuracy` and `average_precision` against all photographs, weighted so
-    that both classes count the same. `note` says what keeps a run from comparison with the papers: "other
-    data" unless every fake set and training generator bears a paper's name, and a backbone that is not a
-    paper's. DataError: no such folder, or nothing scored in it.
+    that both classes count the same. `method` is the detector's name, with the settings in which runs of it
+    differ. `note` says what keeps a run from comparison with the papers: one answer to every image, "other data"
+    unless every fake set and training generator bears a paper's name, a backbone that is not a paper's.
+
+    Args:
+        tables: the scores table is the first of these that a run holds; notebook 06 writes `perturbed.csv`.
+    Raises:
+        DataError: no such folder, or nothing scored in it.
     """
     runs = sorted(path.parent for path in Path(folder).expanduser().glob("*/config.json"))
     scored = [next((run / table for table in tables if (run / table).is_file()), None) for run in runs]
-    parts = [_measure(path) for path in scored if path]
-    if not parts:
+    configs = {path: read_json(path.parent / "config.json") for path in scored if path}
+    if not configs:
         raise DataError(f"own runs: no scores in {folder}; expected <run>/{tables[-1]} and its config.json")
-    names = [part["method"].iloc[0] for part in parts]
-    for part in parts:
-        if names.count(name := part["method"].iloc[0]) > 1:
-            part["method"] = f"{name} {part['run'].iloc[0].rsplit('-', 1)[-1][:4]}"
-    return pd.concat(parts, ignore_index=True)
+    for path, config in configs.items():
+        if not config or not {"detector", "config", "generators", "n_trainable"} <= config.keys():
+            raise DataError(f"{path.parent / 'config.json'}: not a readable run")
+    names = _run_names(configs)
+    return pd.concat([_measure(path, configs[path], names[path]) for path in configs], ignore_index=True)
+
+
+def _run_names(configs: dict[Path, dict[str, Any]]) -> dict[Path, str]:
+    """Detectors' names with the settings in which their runs differ; where those do not tell, with the hash."""
+    names = {}
+    for path, config in configs.items():
+        peers = [other["config"] for other in configs.values() if other["detector"] == config["detector"]]
+        own = {k: v for k, v in config["config"].items() if any(peer.get(k) != v for peer in peers)}
+        names[path] = ", ".join([config["detector"], *(f"{k} {v}" for k, v in own.items())])
+    twice = {name for name in names.values() if list(names.values()).count(name) > 1}
+    return {p: f"{name} {p.parent.name[-8:]}" if name in twice else name for p, name in names.items()}
 
 
 def beside(published: pd.DataFrame, own: pd.DataFrame | None) -> pd.DataFrame:
@@ -194,8 +299,7 @@ def beside(published: pd.DataFrame, own: pd.DataFrame | None) -> pd.DataFrame:
     published = published.assign(note="")
     if own is None:
         return published
-    conditions = published.get("perturbation", ["none"])
-    own = own[own["perturbation"].isin(conditions)]
+    own = own[own["perturbation"].isin(published.get("perturbation", ["none"]))]
     if "average_precision" in published:
         own = own.dropna(subset="average_precision")
     else:
@@ -206,14 +310,7 @@ def beside(published: pd.DataFrame, own: pd.DataFrame | None) -> pd.DataFrame:
     return pd.concat([published, own[columns]], ignore_index=True)
 
 
-def _measure(scores: Path) -> pd.DataFrame:
-    folder = scores.parent
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        stamp = folder / "environment.json"
-        fit = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder / 'config.json'}: not a readable run ({error})") from error
+def _measure(scores: Path, config: dict[str, Any], name: str) -> pd.DataFrame:
     table, rows = check_scores(read_scores(scores)), []
     table = table[~table["failed"] & ~table["split"].isin(["train", "validation"])]
     if table.empty:
@@ -221,42 +318,36 @@ def _measure(scores: Path) -> pd.DataFrame:
     for perturbation, block in table.groupby("perturbation"):
         real = block[(block["label"] == 0) & (block["generator"] != "real-resampled")]
         for (label, group), part in block.groupby(["label", "group"]):
-            row = {
-                "label": label,
-                "kind": part["kind"].iloc[0],
-                "perturbation": _perturbation(perturbation),
-                "test_set": group,
-                "seen_in_training": int(part["seen"].max()) if label else 0,
-            }
+            row = {"label": label, "kind": part["kind"].iloc[0], "test_set": group}
+            row |= {"perturbation": perturbation, "seen_in_training": int(part["seen"].max()) if label else 0}
             row["accuracy_one_class"] = 100 * ((part["score"] >= 0.5) == label).mean()
             if label and len(real):
                 both = pd.concat([part, real])
                 weights = np.repeat([1 / len(part), 1 / len(real)], [len(part), len(real)])
-                found = compute(both["label"], both["score"], weights=weights)
-                row |= {"accuracy": 100 * found["accuracy"], "average_precision": 100 * found["ap"]}
+                ap = average_precision_score(both["label"], both["score"], sample_weight=weights)
+                row["accuracy"] = (row["accuracy_one_class"] + 100 * (real["score"] < 0.5).mean()) / 2
+                row["average_precision"] = 100 * ap
             rows.append(row)
     backbone = config["config"].get("backbone", "none")
     sets = {row["test_set"] for row in rows if row["kind"] != "real"}
-    published = {_plain(name) for of in (antifakeprompt(), clipping()) for name in of["test_set"]}
-    known = {_plain(name) for name in config["generators"]} <= PAPER_TRAINING
-    known &= {_plain(name) for name in sets} <= published
-    same = any(name in _plain(backbone) for name in PAPER_BACKBONES)
+    published = {_plain(set_) for of in (antifakeprompt(), clipping()) for set_ in of["test_set"]}
+    known = {_plain(generator) for generator in config["generators"]} <= PAPER_TRAINING
+    known &= {_plain(set_) for set_ in sets} <= published
+    same = any(paper in _plain(backbone) for paper in PAPER_BACKBONES)
+    called = set(table["score"] >= 0.5)
+    constant = ALWAYS_FAKE if called == {True} else "always “real”"
     other = "no backbone" if backbone == "none" else f"other backbone ({Path(backbone).name})"
-    note = [text for text, differs in (("other data", not known), (other, not same)) if differs]
+    notes = ((constant, len(called) == 1), ("other data", not known), (other, not same))
+    note = ", ".join(text for text, applies in notes if applies) or "own run"
     about = {
-        "method": config["detector"],
-        "run": folder.name,
+        "method": name,
+        "run": scores.parent.name,
         "backbone": backbone,
         "n_params": config["n_trainable"],
-        "n_train_images": fit.get("n_train", np.nan),
     }
+    about["n_train_images"] = (read_json(scores.parent / "environment.json") or {}).get("n_train", np.nan)
     ordered = pd.DataFrame(rows).sort_values(["label", "kind"], kind="stable").drop(columns="label")
-    return ordered.assign(**about, note=", ".join(note) or "own run")
-
-
-def _perturbation(spec: str) -> str:
-    """`jpeg:75` in the papers' words, `jpeg 75`."""
-    return spec.replace("blur:", "gaussian blur sigma ").replace("jpeg:", "jpeg ")
+    return ordered.assign(**about, note=note)
 
 
 def _plain(name: str) -> str:
@@ -264,16 +355,15 @@ def _plain(name: str) -> str:
 
 
 def _read(path: Path, key: list[str], percentages: list[str]) -> pd.DataFrame:
+    """A checked CSV: the columns are there, percentages are from 0 to 100, no two rows share a `key`."""
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable table ({error})") from error
-    needed = [*key, *percentages, "method", "test_set", "kind"]
-    if missing := [column for column in needed if column not in table]:
+    if missing := [column for column in [*key, *percentages] if column not in table]:
         raise DataError(f"{path.name}: columns missing: {', '.join(missing)}")
     for column in percentages:
-        values = pd.to_numeric(table[column], errors="coerce")
-        if (bad := ~values.between(0, 100)).any():
+        if (bad := ~pd.to_numeric(table[column], errors="coerce").between(0, 100)).any():
             row = table.index[bad][0]
             raise DataError(
                 f"{path.name}, line {row + 2}: {column} is {table.at[row, column]}, "

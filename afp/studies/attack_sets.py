@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,10 +16,10 @@ from ..data.images import sha256
 from ..data.manifest import COLUMNS, read_manifest, write_manifest
 from ..data.preprocess import Normalisation, prepare_all
 from ..errors import AfpError
-from ..models.backbones import load_backbone
+from ..files import read_json, write_json, written_whole
+from ..models.backbones import Backbone, load_backbone
 from ..models.differentiable import to_pixels
-from . import attacks
-from .attacks import Settings
+from .attacks import BATCH, Settings, add_trigger, collide_features, pgd_attack, to_images
 from .gradients import PrototypeClassifier
 
 LOSSLESS = Normalisation(codec="png")
@@ -60,48 +60,41 @@ def make_attack_set(
     needs_victim = settings.kind in ("pgd", "fgsm", "poison")
     if needs_victim and real["source"].nunique() < 2:
         raise AfpError(f"{settings.kind}: needs photographs of 2 sources or more, to be taken for another")
-    record = {"settings": asdict(settings), "n": len(real), "images": sorted(real["sha256"])}
+    record: dict[str, Any] = {"settings": asdict(settings), "n": len(real), "images": sorted(real["sha256"])}
     record["victim"] = f"which photograph, on {backbone} in {dtype}" if needs_victim else None
     stamp, manifest = out / "attack.json", out / "manifest.csv"
     if stamp.is_file():
-        found = json.loads(stamp.read_text(encoding="utf-8"))
-        if {k: found.get(k) for k in record} != json.loads(json.dumps(record)):
+        found = read_record(out) or {}
+        if {k: found.get(k) for k in record} != record:
             raise AfpError(f"{out}: holds another attacked set; give another folder or delete it")
         return read_manifest(manifest)
     originals = prepare_all(real, LOSSLESS)
     tower = load_backbone(backbone, dtype=dtype) if needs_victim else None
-    attacked, success = _attack(originals, real["source"].tolist(), settings, tower, progress)
-    rows = [
-        {
-            **row._asdict(),
-            "file": str(_save(image, out / name / f"{row.Index:04}.png")),
-            "generator": generator,
-            "label": label,
-            "kind": kind,
-        }
-        for name, generator, label, kind, images in (
-            ("real", None, 0, "real", originals),
-            (settings.kind, settings.kind, 1, "attack", attacked),
-        )
-        for row, image in zip(real.itertuples(), images, strict=True)
-    ]
-    written = pd.DataFrame(rows).drop(columns="Index")
-    written["generator"] = written["generator"].fillna("real")
-    away = (written["label"] == 1) & (written["split"] != "test")
-    written = written.assign(
-        split=written["split"].mask(away, "none"), sha256=[sha256(f) for f in written["file"]]
-    )
+    attacked, record["success_rate"] = _attack(originals, real["source"].tolist(), settings, tower, progress)
     pairs = zip(attacked, originals, strict=True)
-    change = max(int(np.abs(np.asarray(a, int) - np.asarray(b, int)).max()) for a, b in pairs)
-    record |= {"success_rate": success, "largest_change": change}
-    write_manifest(written[[*COLUMNS, "file"]], manifest)
-    stamp.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    record["largest_change"] = max(
+        int(np.abs(np.asarray(a, int) - np.asarray(b, int)).max()) for a, b in pairs
+    )
+    split = real["split"].where(real["split"] == "test", "none")
+    sets = {
+        "real": (originals, {"generator": "real", "kind": "real"}),
+        settings.kind: (
+            attacked,
+            {"generator": settings.kind, "kind": "attack", "label": 1, "split": split},
+        ),
+    }
+    parts = []
+    for name, (images, columns) in sets.items():
+        files = [_save(image, out / name / f"{i:04}.png") for i, image in enumerate(images)]
+        parts.append(real.assign(file=files, sha256=[sha256(file) for file in files], **columns))
+    write_manifest(pd.concat(parts, ignore_index=True)[[*COLUMNS, "file"]], manifest)
+    write_json(stamp, record)
     return read_manifest(manifest)
 
 
-def read_record(folder: str | Path) -> dict:
-    """What `make` recorded: settings, n, victim, success_rate (None for triggers), largest_change."""
-    return json.loads((Path(folder) / "attack.json").read_text(encoding="utf-8"))
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """What `make_attack_set` recorded: settings, n, victim, success_rate (None for triggers), largest_change."""
+    return read_json(Path(folder) / "attack.json")
 
 
 def triggered(frame: pd.DataFrame, out: str | Path, settings: Settings) -> pd.DataFrame:
@@ -110,56 +103,47 @@ def triggered(frame: pd.DataFrame, out: str | Path, settings: Settings) -> pd.Da
     Raises:
         AfpError: the attack is no trigger, but made for one image each.
     """
-    if settings.kind not in ("patch", "blended"):
-        raise AfpError(f"trigger: {settings.kind!r}, expected patch or blended")
-    images = [_trigger(image, settings) for image in prepare_all(frame, LOSSLESS)]
+    images = [add_trigger(image, settings) for image in prepare_all(frame, LOSSLESS)]
     names = [Path(out, f"{row.generator}-{Path(row.path).stem}.png") for row in frame.itertuples()]
-    files = [str(_save(image, name)) for image, name in zip(images, names, strict=True)]
-    return frame.assign(file=files, path=files, sha256=[sha256(f) for f in files])
+    files = [_save(image, name) for image, name in zip(images, names, strict=True)]
+    return frame.assign(file=files, path=files, sha256=[sha256(file) for file in files])
 
 
 def _attack(
-    originals: list[Image.Image], sources: list[str], settings: Settings, backbone, progress: bool
+    originals: list[Image.Image],
+    sources: list[str],
+    settings: Settings,
+    backbone: Backbone | None,
+    progress: bool,
 ) -> tuple[list[Image.Image], float | None]:
+    """The attacked images, and the share of them with which the attack succeeds."""
     if backbone is None:  # a trigger has success only with a model that was trained on it
-        return [_trigger(image, settings) for image in originals], None
+        return [add_trigger(image, settings) for image in originals], None
     victim = PrototypeClassifier(backbone, originals, sources)
     device = victim.prototypes.device
-    of = torch.tensor([victim.classes.index(s) for s in sources], device=device)
-    order = np.array([next(j for j in _others(i, sources)) for i in range(len(sources))])
+    classes = torch.tensor([victim.classes.index(source) for source in sources], device=device)
+    # The photograph to collide with: the next one of another source.
+    n = len(sources)
+    goals = [next(j % n for j in range(i, i + n) if sources[j % n] != sources[i]) for i in range(n)]
     images: list[Image.Image] = []
-    step = attacks.BATCH
-    for start in tqdm(range(0, len(originals), step), desc=settings.kind, disable=not progress):
-        part = originals[start : start + step]
-        pixels, budget = to_pixels(part, device), (settings.epsilon, settings.steps, settings.seed + start)
+    for start in tqdm(range(0, n, BATCH), desc=settings.kind, disable=not progress):
+        part = slice(start, start + BATCH)
+        pixels, seed = to_pixels(originals[part], device), settings.seed + start
         if settings.kind == "poison":
-            goals = to_pixels([originals[j] for j in order[start : start + step]], device)
-            found = attacks.collide(victim.tower, pixels, goals, *budget)
+            others = to_pixels([originals[j] for j in goals[part]], device)
+            found = collide_features(victim.tower, pixels, others, settings.epsilon, settings.steps, seed)
         else:
             steps = 1 if settings.kind == "fgsm" else max(2, settings.steps)
-            found = attacks.adversarial(victim, pixels, of[start : start + step], budget[0], steps, budget[2])
-        images += attacks.to_images(found, part, settings.epsilon)
+            found = pgd_attack(victim, pixels, classes[part], settings.epsilon, steps, seed)
+        images += to_images(found, originals[part], settings.epsilon)
     with torch.inference_mode():
-        parts = [victim(to_pixels(images[i : i + step], device)) for i in range(0, len(images), step)]
+        parts = [victim(to_pixels(images[i : i + BATCH], device)) for i in range(0, n, BATCH)]
     taken_for = torch.cat(parts).argmax(1)
-    if settings.kind == "poison":
-        return images, float((taken_for == of[torch.from_numpy(order)]).double().mean())
-    return images, float((taken_for != of).double().mean())
+    success = taken_for == classes[goals] if settings.kind == "poison" else taken_for != classes
+    return images, float(success.double().mean())
 
 
-def _others(i: int, sources: list[str]):
-    """Indices of images of other sources, from the next one on."""
-    n = len(sources)
-    return (j % n for j in range(i + 1, i + n) if sources[j % n] != sources[i])
-
-
-def _trigger(image: Image.Image, settings: Settings) -> Image.Image:
-    if settings.kind == "patch":
-        return attacks.patch(image, settings.size)
-    return attacks.blend(image, settings.epsilon, settings.seed)
-
-
-def _save(image: Image.Image, file: Path) -> Path:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    image.save(file)
-    return file.absolute()
+def _save(image: Image.Image, file: Path) -> str:
+    with written_whole(file) as partial:
+        image.save(partial, "png")
+    return str(file.absolute())

@@ -9,24 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
 from .. import detectors
 from ..data.preprocess import prepare_all
 from ..data.splits import use_fold
 from ..detectors.linear_probe import LinearProbe
-from ..detectors.logistic import Logistic
-from ..detectors.operating_point import choose_threshold
 from ..errors import AfpError
-from ..models.backbones import load_backbone
-from ..models.features import extract
+from ..files import written_whole
 from ..results.scores import score_frame
 from .attack_sets import LOSSLESS, triggered
-from .attacks import Settings, white_box
+from .attacks import Settings, attack_detector
 from .gradients import DifferentiableDetector
 from .robustness import N_FOLDS
 
 
-def score_by_fold(folder: str | Path, frame: pd.DataFrame, lossless: bool) -> pd.DataFrame:
+def score_attack_sets(folder: str | Path, frame: pd.DataFrame, lossless: bool) -> pd.DataFrame:
     """Scores of attacked sets by a cross-fitted run: each image by the fold that never saw its photograph.
 
     Args:
@@ -72,7 +70,7 @@ def white_box_scores(
         if set(known.get("key", [])) == {stamp}:
             return known.drop(columns="key")
     images, labels = prepare_all(frame, probe.normalisation), frame["label"].to_numpy()
-    found = white_box(DifferentiableDetector.of(probe), images, labels, epsilons, steps)
+    found = attack_detector(DifferentiableDetector.of(probe), images, labels, epsilons, steps)
     columns = ["path", "label", "generator", "kind", "source"]
     tables = [
         frame[columns].assign(score=scores, perturbation=f"pgd {epsilon * 255:g}/255")
@@ -81,8 +79,8 @@ def white_box_scores(
     table = pd.concat(tables, ignore_index=True)
     seen = table["generator"].isin(probe.generators_).astype(int)
     table = table.assign(detector=probe.name, seen=seen, threshold=probe.threshold_, error="")
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    table.assign(key=stamp).to_csv(cache, index=False)
+    with written_whole(cache) as partial:
+        table.assign(key=stamp).to_csv(partial, index=False)
     return table
 
 
@@ -106,38 +104,26 @@ def poisoned_scores(
         raise AfpError(f"shares: {list(shares)}, expected 0 to 1")
     used = frame[(frame["label"] == 0) | frame["generator"].isin(probe.generators_)]
     train, validation, test = (used[used["split"] == s] for s in ("train", "validation", "test"))
-    fakes, targets = train[train["label"] == 1], test[test["label"] == 1]
+    targets = test[test["label"] == 1]
+    fakes = np.flatnonzero(train["label"] == 1)
     order = np.random.default_rng(0).permutation(len(fakes))[: round(max(shares) * len(fakes))]
-    x, x_val, x_test = (_features(probe, part) for part in (train, validation, test))
-    y, at = train["label"].to_numpy(), np.flatnonzero(train["label"].to_numpy() == 1)[order]
+    block = "embedding" if probe.block_ is None else probe.block_
+    config = {"backbone": probe.backbone, "block": block, "c": probe.c_, "normalisation": probe.normalisation}
     tables = []
-    for size in sizes:
-        stamped = [
-            triggered(part, Path(out) / f"patch-{size}", Settings("patch", size=size))
-            for part in (fakes.iloc[order], targets)
-        ]
-        x_poison, x_trigger = (_features(probe, part) for part in stamped)
+    for size in tqdm(sizes, desc="poison", disable=len(sizes) < 2):
+        patch, folder = Settings("patch", size=size), Path(out) / f"patch-{size}"
+        poison = triggered(train.iloc[fakes[order]], folder, patch).assign(label=0)
+        marked = triggered(targets, folder, patch)
         for share in shares:
             n = round(share * len(fakes))
-            x_bad, y_bad = x.copy(), y.copy()
-            x_bad[at[:n]], y_bad[at[:n]] = x_poison[:n], 0
-            model = Logistic.fit(x_bad, y_bad, probe.c_)
-            threshold = choose_threshold(validation["label"], model.predict(x_val))
-            clean = test.assign(score=model.predict(x_test), perturbation="clean")
-            pulled = targets.assign(score=model.predict(x_trigger))
+            bad = train.copy()
+            bad.iloc[fakes[order[:n]]] = poison.iloc[:n]
+            victim = detectors.create("linear-probe", **config).fit(bad, validation, progress=False)
+            clean = test.assign(score=victim.score(test), perturbation="clean")
+            pulled = targets.assign(score=victim.score(marked))
             pulled = pd.concat([clean[clean["label"] == 0], pulled]).assign(perturbation="triggered")
-            block = pd.concat([clean, pulled]).assign(threshold=threshold, detector=f"{size} px, {share:g}")
-            tables.append(block.assign(size=size, share=share))
-    columns = [
-        *("path", "label", "generator", "kind", "source", "perturbation", "detector"),
-        *("threshold", "score", "size", "share"),
-    ]
+            scored = pd.concat([clean, pulled]).assign(threshold=victim.threshold_)
+            tables.append(scored.assign(detector=f"{size} px, {share:g}", size=size, share=share))
+    columns = ["path", "label", "generator", "kind", "source", "perturbation", "detector"]
+    columns += ["threshold", "score", "size", "share"]
     return pd.concat(tables, ignore_index=True)[columns].assign(seen=1, error="")
-
-
-def _features(probe: LinearProbe, frame: pd.DataFrame) -> np.ndarray:
-    output = "embedding" if probe.block_ is None else "cls"
-    x = extract(
-        frame, load_backbone(probe.backbone), output, normalisation=probe.normalisation, progress=False
-    )
-    return x if probe.block_ is None else x[:, probe.block_]

@@ -1,7 +1,7 @@
 """Attacked images: what someone might do to a photograph, or to a training set, to fool a classifier.
 
 As AntifakePrompt (section 4.1) defines them, an attacked photograph is fake (label 1). Every change is bounded:
-in L-inf for `adversarial` and `collide` and blended triggers, in place for patches.
+in L-inf for `pgd_attack`, `collide_features` and blended triggers, in place for patches.
 
 Images are attacked at the size at which detectors see them, before any re-encoding, and stored as PNG.
 """
@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from foolbox.attacks import LinfPGD
+from foolbox.models.pytorch import PyTorchModel
 from PIL import Image
 from torch import nn
 from torch.nn.functional import normalize
 
-from ..errors import AfpError, require
+from ..errors import AfpError
 from ..models.differentiable import DifferentiableTower, to_pixels
 
 KINDS = ("pgd", "fgsm", "poison", "patch", "blended")
@@ -58,33 +60,28 @@ class Settings:
                 raise AfpError(f"{name}: {getattr(self, name)}, expected 1 to {high}")
 
 
-def adversarial(
+def pgd_attack(
     model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, epsilon: float, steps: int, seed: int = 0
 ) -> torch.Tensor:
-    """PGD in L-inf with a random start; one step without a random start is FGSM.
+    """PGD in L-inf with a random start, by foolbox; one step, which has none, is FGSM.
 
     Args:
         model: (b, 3, s, s) in [0, 1] to logits (b, classes).
-        pixels, labels: (n, 3, s, s) and (n,).
+        pixels: (n, 3, s, s) in [0, 1].
+        labels: (n,), the classes to get away from.
         epsilon: in [0, 1]; the step is 2.5 epsilon / steps, so that every point of the ball can be reached.
     Returns:
         (n, 3, s, s) in [0, 1], within epsilon of ``pixels``.
     """
-    foolbox = require("foolbox", extra="attacks")
-    if steps == 1:
-        attack = foolbox.attacks.FGSM()
-    else:
-        attack = foolbox.attacks.LinfPGD(abs_stepsize=2.5 * epsilon / steps, steps=steps, random_start=True)
-    wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=pixels.device)
+    step = 2.5 * epsilon / steps if steps > 1 else epsilon
+    attack = LinfPGD(abs_stepsize=step, steps=steps, random_start=steps > 1)
+    wrapped = PyTorchModel(model.eval(), bounds=(0, 1), device=pixels.device)
     torch.manual_seed(seed)
-    parts = []
-    for start in range(0, len(pixels), BATCH):
-        part = slice(start, start + BATCH)
-        parts.append(attack.run(wrapped, pixels[part], labels[part], epsilon=epsilon).detach())
-    return torch.cat(parts)
+    batches = zip(pixels.split(BATCH), labels.split(BATCH), strict=True)
+    return torch.cat([attack.run(wrapped, x, y, epsilon=epsilon).detach() for x, y in batches])
 
 
-def collide(
+def collide_features(
     tower: DifferentiableTower,
     pixels: torch.Tensor,
     targets: torch.Tensor,
@@ -97,16 +94,15 @@ def collide(
     Args:
         targets: (n, 3, s, s), the images to collide with.
     Returns:
-        As `adversarial`.
+        As `pgd_attack`.
     """
     parts = []
-    for start in range(0, len(pixels), BATCH):
-        part = slice(start, start + BATCH)
+    for x, target in zip(pixels.split(BATCH), targets.split(BATCH), strict=True):
         with torch.no_grad():
-            goal = normalize(tower(targets[part]))
+            likeness = _Likeness(tower, normalize(tower(target)))
         # Away from "unlike the goal" is towards the goal.
-        unlike = torch.ones(len(goal), dtype=torch.long, device=pixels.device)
-        parts.append(adversarial(_Likeness(tower, goal), pixels[part], unlike, epsilon, max(2, steps), seed))
+        unlike = torch.ones(len(x), dtype=torch.long, device=x.device)
+        parts.append(pgd_attack(likeness, x, unlike, epsilon, max(2, steps), seed))
     return torch.cat(parts)
 
 
@@ -129,40 +125,39 @@ def to_images(attacked: torch.Tensor, originals: Sequence[Image.Image], epsilon:
     """
     rounded = (attacked.permute(0, 2, 3, 1) * 255).round().cpu().numpy().astype(np.int16)
     largest = int(np.floor(epsilon * 255 + 1e-6))
-    images = []
-    for values, original in zip(rounded, originals, strict=True):
-        base = np.asarray(original, np.int16)
-        kept = np.clip(values, base - largest, base + largest).clip(0, 255)
-        images.append(Image.fromarray(kept.astype(np.uint8)))
-    return images
+    base = np.stack([np.asarray(original, np.int16) for original in originals])
+    kept = np.clip(rounded, base - largest, base + largest).clip(0, 255)
+    return [Image.fromarray(values) for values in kept.astype(np.uint8)]
 
 
-def patch(image: Image.Image, size: int) -> Image.Image:
-    """A black and white checkerboard of ``size`` pixels a side, four squares by four, at the lower right.
+def add_trigger(image: Image.Image, settings: Settings) -> Image.Image:
+    """The image with the trigger of a backdoor.
+
+    ``patch``: a black and white checkerboard of ``size`` pixels a side, four squares by four, at the lower right.
+    ``blended``: one random pattern over all of it, ``(1 - epsilon) * image + epsilon * pattern``.
 
     Raises:
-        AfpError: the patch is larger than the image.
+        AfpError: another kind of attack, or the patch is larger than the image.
     """
-    if size > min(image.size):
-        raise AfpError(f"size: {size}, expected at most the image's side, {min(image.size)}")
-    at = np.arange(size) * 4 // size
-    board = ((at[:, None] + at) % 2 * 255).astype(np.uint8)
+    if settings.kind == "blended":
+        pattern = np.random.default_rng(settings.seed).integers(0, 256, (image.height, image.width, 3))
+        mixed = (1 - settings.epsilon) * np.asarray(image, np.float64) + settings.epsilon * pattern
+        return Image.fromarray(np.rint(mixed).clip(0, 255).astype(np.uint8))
+    if settings.kind != "patch":
+        raise AfpError(f"trigger: {settings.kind!r}, expected patch or blended")
+    if settings.size > min(image.size):
+        raise AfpError(f"size: {settings.size}, expected at most the image's side, {min(image.size)}")
+    at = np.arange(settings.size) * 4 // settings.size
+    board = Image.fromarray(((at[:, None] + at) % 2 * 255).astype(np.uint8)).convert("RGB")
     marked = image.copy()
-    marked.paste(Image.fromarray(board).convert("RGB"), (image.width - size, image.height - size))
+    marked.paste(board, (image.width - settings.size, image.height - settings.size))
     return marked
 
 
-def blend(image: Image.Image, share: float, seed: int = 0) -> Image.Image:
-    """One random pattern over the whole image, by a share: ``(1 - share) * image + share * pattern``."""
-    pattern = np.random.default_rng(seed).integers(0, 256, (image.height, image.width, 3))
-    mixed = (1 - share) * np.asarray(image, np.float64) + share * pattern
-    return Image.fromarray(np.rint(mixed).clip(0, 255).astype(np.uint8))
-
-
-def white_box(
+def attack_detector(
     model: nn.Module, images: Sequence[Image.Image], labels: np.ndarray, epsilons: Sequence[float], steps: int
 ) -> np.ndarray:
-    """P(fake) of each image under PGD of each budget against the detector itself.
+    """P(fake) of each image under PGD of each budget against the detector itself (*white box*).
 
     A larger budget includes the smaller ones, so the strongest attack so far stays: a defender never gains by
     a larger budget.
@@ -182,13 +177,10 @@ def white_box(
     pixels, y = to_pixels(images, device), torch.from_numpy(np.asarray(labels)).long().to(device)
     rows: list[np.ndarray] = []
     for epsilon in epsilons:
-        attacked = adversarial(model, pixels, y, epsilon, steps) if epsilon else pixels
+        attacked = pgd_attack(model, pixels, y, epsilon, steps) if epsilon else pixels
         with torch.inference_mode():
-            parts = [model(attacked[i : i + BATCH]).softmax(1)[:, 1] for i in range(0, len(attacked), BATCH)]
+            parts = [model(part).softmax(1)[:, 1] for part in attacked.split(BATCH)]
         found = torch.cat(parts).double().cpu().numpy()
-        if rows:
-            found = np.where(
-                np.asarray(labels) == 1, np.minimum(found, rows[-1]), np.maximum(found, rows[-1])
-            )
-        rows.append(found)
+        best = rows[-1] if rows else found
+        rows.append(np.where(np.asarray(labels) == 1, np.minimum(found, best), np.maximum(found, best)))
     return np.stack(rows)

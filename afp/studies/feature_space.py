@@ -7,7 +7,7 @@ is a number in the *original* space, beside what the same number would be if the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,10 +15,10 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeClassifier
 from sklearn.manifold import TSNE
 from sklearn.metrics import balanced_accuracy_score, silhouette_score
-from sklearn.model_selection import GroupKFold
+from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from ..data.splits import thin
-from ..errors import AfpError, DataError, require
+from ..errors import DataError
 
 MEASURES = ("purity", "purity, other photographs", "silhouette", "separability")
 
@@ -82,7 +82,7 @@ def measure(
     one source's alone (the sources themselves, say). p is (1 + #{null >= value}) / (1 + n_permutations).
 
     Args:
-        features: (n, d), as of `unit`.
+        features: (n, d), as of `unit_features`.
         labels, sources: (n,).
     Returns:
         Index: `MEASURES` (without those that need several sources a label, where a label is one source's alone);
@@ -93,56 +93,45 @@ def measure(
     y, s = pd.factorize(np.asarray(labels), sort=True)[0], pd.factorize(np.asarray(sources), sort=True)[0]
     n = len(y)
     if not 1 <= k < n:
-        raise AfpError(f"k: {k}, expected 1 to {n - 1} for {n} images")
+        raise ValueError(f"k: {k}, expected 1 to {n - 1} for {n} images")
     if y.max(initial=0) < 1 or s.max(initial=0) < 1:
-        raise AfpError(f"{y.max() + 1} labels of {s.max() + 1} sources: expected 2 or more of each")
+        raise ValueError(f"{y.max() + 1} labels of {s.max() + 1} sources: expected 2 or more of each")
     if y.max() == n - 1:
-        raise AfpError(f"{n} labels of {n} images: expected several images of a label")
+        raise ValueError(f"{n} labels of {n} images: expected several images of a label")
     varies = pd.Series(y).groupby(s).transform("nunique").gt(1)
     shared = pd.Series(s).groupby(y).nunique().gt(1).all()  # every label is borne by several sources
-    between = varies.any() or shared
     distance = np.clip(1 - features @ features.T, 0, None)
     np.fill_diagonal(distance, 0)
-    near = _nearest(distance, np.eye(n, dtype=bool), k)
-    ways = {"purity": lambda y: (y[near] == y[:, None]).mean()}
-    if between:
-        other = _nearest(distance, s[:, None] == s[None], k)
-        ways["purity, other photographs"] = lambda y: (y[other] == y[:, None]).mean()
-    ways["silhouette"] = lambda y: silhouette_score(distance, y, metric="precomputed")
-    if between:
-        ways["separability"] = _separability(features, s)
+    folds = GroupKFold(min(5, s.max() + 1))
+
+    def purity(left_out: np.ndarray) -> Callable[[np.ndarray], float]:
+        near = np.argsort(np.where(left_out, np.inf, distance), axis=1, kind="stable")[:, :k]
+        return lambda y: (y[near] == y[:, None]).mean()
+
+    def separability(y: np.ndarray) -> float:
+        model = RidgeClassifier(alpha=1.0, class_weight="balanced")
+        return balanced_accuracy_score(y, cross_val_predict(model, features, y, groups=s, cv=folds))
+
+    ways = {
+        "purity": purity(np.eye(n, dtype=bool)),
+        "purity, other photographs": purity(s[:, None] == s[None]),
+        "silhouette": lambda y: silhouette_score(distance, y, metric="precomputed"),
+        "separability": separability,
+    }
+    if not (varies.any() or shared):
+        ways = {name: ways[name] for name in ("purity", "silhouette")}
     rng = np.random.default_rng(seed)
-    deal = _deal_sources if shared and not varies.any() else _deal
-    within = s if varies.mean() > 0.5 or deal is _deal_sources else np.zeros(n, int)
-    dealt = [deal(y, within, rng) for _ in range(n_permutations)]
+    if shared and not varies.any():
+        dealt = [_deal_sources(y, s, rng) for _ in range(n_permutations)]
+    else:
+        within = s if varies.mean() > 0.5 else np.zeros(n, int)
+        dealt = [_deal(y, within, rng) for _ in range(n_permutations)]
     rows = {}
     for name, way in ways.items():
-        value, null = way(y), np.array([way(other_y) for other_y in dealt])
-        rows[name] = {
-            "value": value,
-            "null": null.mean(),
-            "null_high": np.percentile(null, 97.5),
-            "p": (1 + (null >= value).sum()) / (1 + n_permutations),
-        }
+        value, null = way(y), np.array([way(other) for other in dealt])
+        p = (1 + (null >= value).sum()) / (1 + n_permutations)
+        rows[name] = {"value": value, "null": null.mean(), "null_high": np.percentile(null, 97.5), "p": p}
     return pd.DataFrame(rows).T
-
-
-def _nearest(distance: np.ndarray, left_out: np.ndarray, k: int) -> np.ndarray:
-    """(n, k): indices of the nearest images outside of a mask (n, n)."""
-    return np.argsort(np.where(left_out, np.inf, distance), axis=1, kind="stable")[:, :k]
-
-
-def _separability(features: np.ndarray, sources: np.ndarray):
-    folds = list(GroupKFold(min(5, sources.max() + 1)).split(features, groups=sources))
-
-    def way(y: np.ndarray) -> float:
-        predicted = np.empty_like(y)
-        for train, test in folds:
-            model = RidgeClassifier(alpha=1.0, class_weight="balanced").fit(features[train], y[train])
-            predicted[test] = model.predict(features[test])
-        return balanced_accuracy_score(y, predicted)
-
-    return way
 
 
 def _deal(y: np.ndarray, within: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -160,7 +149,7 @@ def _deal_sources(y: np.ndarray, sources: np.ndarray, rng: np.random.Generator) 
 
 
 def project(features: np.ndarray, method: str, neighbours: int = 30, seed: int = 0) -> np.ndarray:
-    """A map of (n, d) features, as of `unit`: (n, 2).
+    """A map of (n, d) features, as of `unit_features`: (n, 2).
 
     Args:
         method: "pca"; "tsne" (van der Maaten & Hinton, 2008; scikit-learn) or "umap" (McInnes et al., 2018).
@@ -169,17 +158,17 @@ def project(features: np.ndarray, method: str, neighbours: int = 30, seed: int =
         ValueError: another method, or too few or too many neighbours.
     """
     if method not in ("pca", "tsne", "umap"):
-        raise AfpError(f"method: {method!r}, expected pca, tsne or umap")
+        raise ValueError(f"method: {method!r}, expected pca, tsne or umap")
     if method != "pca" and not 2 <= neighbours <= len(features) / 3:
-        raise AfpError(
+        raise ValueError(
             f"neighbours: {neighbours}, expected 2 to {len(features) // 3} for {len(features)} images"
         )
     if method == "pca":
         return PCA(2, random_state=seed).fit_transform(features)
     if method == "tsne":
-        model = TSNE(perplexity=neighbours, init="pca", metric="cosine", random_state=seed, n_jobs=1)
-        return model.fit_transform(features)
-    umap = require("umap", extra="maps")  # compiles for seconds
+        options = {"perplexity": neighbours, "init": "pca", "metric": "cosine", "n_jobs": 1}
+        return TSNE(random_state=seed, **options).fit_transform(features)
+    import umap  # compiles for seconds
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_jobs value")  # a fixed seed means one thread

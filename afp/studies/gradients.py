@@ -15,6 +15,7 @@ from ..detectors import NAMES
 from ..detectors.base import Detector
 from ..detectors.clip import ClipDetector
 from ..detectors.linear_probe import LinearProbe
+from ..detectors.vlm import VlmDetector
 from ..errors import ModelError
 from ..models.backbones import Backbone, load_backbone
 from ..models.differentiable import DifferentiableTower, to_pixels
@@ -41,19 +42,20 @@ class DifferentiableDetector(nn.Module):
     @classmethod
     def of(cls, detector: Detector) -> DifferentiableDetector:
         """Of a fitted detector. ModelError: its score has no gradient (`spectrum`, `metadata`)."""
-        check_differentiable(detector.name)
         if isinstance(detector, LinearProbe):
             output = "embedding" if detector.block_ is None else detector.block_
             tower, head = DifferentiableTower(load_backbone(detector.backbone), output), _probe_head(detector)
         elif isinstance(detector, ClipDetector):
             tower, head = DifferentiableTower(detector.backbone_), detector.logits
-        else:
+        elif isinstance(detector, VlmDetector):
             tower, head = DifferentiableTower(detector.vlm_.tower, detector.vlm_.output), detector.logits
+        else:
+            raise _no_gradient(detector.name)
         return cls(tower, head, float(logit(np.clip(detector.threshold_, 1e-12, 1 - 1e-12))))
 
     @property
     def device(self) -> torch.device:
-        return self.tower.mean.device
+        return next(self.tower.buffers()).device
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.head(self.tower(pixels)).float()
@@ -67,7 +69,11 @@ class DifferentiableDetector(nn.Module):
 def check_differentiable(name: str) -> None:
     """Raises ModelError if the score of detectors of this name has no gradient."""
     if name not in DIFFERENTIABLE:
-        raise ModelError(f"{name}: its score has no gradient, expected one of {', '.join(DIFFERENTIABLE)}")
+        raise _no_gradient(name)
+
+
+def _no_gradient(name: str) -> ModelError:
+    return ModelError(f"{name}: its score has no gradient, expected one of {', '.join(DIFFERENTIABLE)}")
 
 
 def _probe_head(probe: LinearProbe) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -88,16 +94,17 @@ class PrototypeClassifier(nn.Module):
     The logits are the cosine similarities to each class's mean embedding, times 100, as CLIP compares with texts.
     """
 
+    prototypes: torch.Tensor
+
     def __init__(
         self, backbone: Backbone, images: Sequence[Image.Image], classes: Sequence[str], batch: int = 8
     ):
         super().__init__()
         self.tower, self.classes = DifferentiableTower(backbone), sorted(set(classes))
-        parts = [images[i : i + batch] for i in range(0, len(images), batch)]
+        device = next(self.tower.buffers()).device
+        parts = [to_pixels(images[i : i + batch], device) for i in range(0, len(images), batch)]
         with torch.inference_mode():
-            found = torch.cat(
-                [normalize(self.tower(to_pixels(part, self.tower.mean.device))) for part in parts]
-            )
+            found = torch.cat([normalize(self.tower(part)) for part in parts])
         of = np.array([self.classes.index(c) for c in classes])
         means = torch.stack([found[torch.from_numpy(of == c)].mean(0) for c in range(len(self.classes))])
         self.register_buffer("prototypes", normalize(means).clone())

@@ -20,7 +20,7 @@ from ..results.metrics import Estimate, paired_difference
 from ..results.scores import score_to_csv
 
 N_FOLDS = 5
-LABELS = {
+METRIC_NAMES = {
     "auc": "AUC",
     "ap": "AP",
     "accuracy": "accuracy at .5",
@@ -29,7 +29,7 @@ LABELS = {
 }
 
 
-def check_all(specs: Sequence[str] | str) -> list[str]:
+def check_perturbations(specs: Sequence[str] | str) -> list[str]:
     """Perturbations (a list, or text separated by commas) in canonical form, ``none`` first, each once.
 
     Raises:
@@ -56,7 +56,7 @@ def score_folds(
     Raises:
         ValueError: a bad perturbation, before any work. ModelError: no cross-fitted run there.
     """
-    folder, specs = Path(folder), check_all(specs)
+    folder, specs = Path(folder), check_perturbations(specs)
     tables = []
     for k in tqdm(range(N_FOLDS), desc=f"{folder.name} folds", disable=not progress):
         detector = folder if k == 0 else folder / f"fold-{k}"
@@ -129,26 +129,18 @@ def robustness_table(
     """
     rows = results[(results["group"] == group) & (results["kind"] == "all")]
     rows = rows[rows["against"] == ("real" if (rows["against"] == "real").any() else "")]
+    rows = rows[rows["metric"].isin(metrics)]
+    cells = [f"{Estimate(*cell):.{digits}f}" for cell in rows[["value", "low", "high"]].to_numpy()]
     specs = sorted(rows["perturbation"].unique(), key=perturbation_order)
-    table = []
-    for detector, part in rows.groupby("detector", sort=False):
-        for metric in metrics:
-            cells = part[part["metric"] == metric].set_index("perturbation")
-            row = {"detector": detector, "metric": LABELS[metric]}
-            for spec in specs:
-                known = spec in cells.index
-                row[perturbation_title(spec)] = (
-                    f"{Estimate(*cells.loc[spec, ['value', 'low', 'high']]):.{digits}f}" if known else ""
-                )
-            table.append(row)
-    return pd.DataFrame(table)
+    wide = rows.assign(cell=cells).pivot(index=["detector", "metric"], columns="perturbation", values="cell")
+    order = [(d, m) for d in rows["detector"].unique() for m in metrics]
+    wide = wide.reindex(index=order, columns=specs).fillna("").rename(columns=perturbation_title)
+    return wide.rename_axis(columns=None).rename(index=METRIC_NAMES, level="metric").reset_index()
 
 
 def perturbation_title(spec: str) -> str:
     """A perturbation in words for a table or an axis: ``jpeg:50`` is "JPEG 50", ``none`` is "clean"."""
-    if spec == "none":
-        return "clean"
-    words = spec.replace("jpeg", "JPEG").replace("webp", "WEBP")
+    words = "clean" if spec == "none" else spec.replace("jpeg", "JPEG").replace("webp", "WEBP")
     return words.replace(":", " ").replace("+", " + ")
 
 
@@ -158,10 +150,13 @@ def perturbation_level(spec: str) -> tuple[str, float]:
     return (name, float(value)) if value and "+" not in spec else (spec, 0.0)
 
 
-def perturbation_order(spec: str) -> tuple:
+def perturbation_order(spec: str) -> tuple[int, str, float]:
     """Sorting key of perturbations: clean, JPEG, blur, others, chains; each from mild to hard."""
     family, value = perturbation_level(spec)
-    families = ("none", "jpeg", "blur")
-    place = families.index(family) if family in families else len(families) + ("+" in spec)
+    places = {"none": 0, "jpeg": 1, "blur": 2}
     # A lower JPEG or WEBP quality, a smaller scale or crop is the harder case; of blur and noise the larger.
-    return place, family, value if family in ("blur", "noise") else -value
+    return (
+        places.get(family, 4 if "+" in spec else 3),
+        family,
+        value * (1 if family in ("blur", "noise") else -1),
+    )

@@ -1,0 +1,104 @@
+"""What the two papers claim, recomputed from their own tables, and what the demo's scores say.
+
+`python -m afp.results.claims > docs/claims.md` writes the page.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+
+from ..paths import ROOT
+from . import published
+from .metrics import paired_difference
+from .scores import read_scores
+from .tables import to_markdown
+
+SCORES = ROOT / "data" / "results"
+METRICS = {"auc": "AUC", "ap": "AP", "accuracy_val": "accuracy at the validation threshold"}
+PAGE = """# What the papers claim, and what their numbers and the demo say
+
+Recomputed: from `data/published/*.csv`, in percent; *held-out* leaves out what a row was trained on.
+The demo: differences on held-out generators, paired by image, with 95 % intervals over photographs, from
+`data/results/*.csv.gz`. Its models are small stand-ins (`demo-vlm`, `demo-clip`): it says what a method does *here*.
+An interval that holds zero decides nothing.
+
+Made by `python -m afp.results.claims > docs/claims.md`. Notebook 09 opens with the same table.
+
+"""
+
+
+def claims(demo: bool = True, n_boot: int = 1000) -> pd.DataFrame:
+    """The claims, with the places where they are made (`data/published/claims.csv`) and what is recomputed.
+
+    Args:
+        demo: compare the demo's detectors, too (seconds); otherwise that column is left out.
+        n_boot: bootstrap replicates behind the demo's intervals.
+    Returns:
+        Text columns claim, where, recomputed, the demo, notebook.
+    """
+    table = pd.read_csv(published.FOLDER / "claims.csv", dtype=str, keep_default_na=False)
+    numbers = recomputed_numbers()
+
+    def fill(text: str) -> str:
+        return re.sub(r"\{([^{}]*):([^:{}]*)\}", lambda found: format(numbers[found[1]], found[2]), text)
+
+    shown = table[["claim", "where"]].assign(recomputed=table["recomputed"].map(fill))
+    if demo:
+        pairs = table[["first", "second", "metric"]].to_numpy()
+        shown["the demo"] = [demo_difference(a, b, m, n_boot) if a else "not tested" for a, b, m in pairs]
+    return shown.assign(notebook=table["notebook"])
+
+
+def recomputed_numbers() -> dict[str, float]:
+    """Every number behind the papers' claims, by a name in words; percent."""
+    numbers: dict[str, float] = {}
+    for version in (2, 3):
+        table = published.antifakeprompt(version)
+        means = published.headlines(table).drop(columns="note").set_index("method")
+        word = table[(table["method"] == "AntifakePrompt") & (table["seen_in_training"] == 0)]
+        same = table[table["test_set"].isin(word["test_set"])]
+        means["same sets"] = same.groupby("method")["accuracy"].mean()
+        numbers |= {f"v{version} {mean}, {method}": x for (mean, method), x in means.unstack().items()}
+    cells = published.ablation_answers(published.ablations())
+    names = {("LoRA's row", way): "LoRA {}, " + way for way in ("printed", "logged")}
+    names |= {("fakes in training", "SD2"): "SD2 alone, {}"}
+    names |= {("fakes in training", "SD2+SD2IP"): "SD2 and inpainting, {}"}
+    for question, variant, test_set, accuracy in cells[
+        ["question", "variant", "test_set", "accuracy"]
+    ].to_numpy():
+        if (question, variant) in names:
+            numbers[names[question, variant].format(test_set)] = accuracy
+    rows = published.clipping()
+    main = published.main_table(rows)
+    sizes = published.training_size(rows)
+    sizes = sizes.assign(where=(sizes["n_train_images"] // 1000).map("{:.0f}k".format))
+    parts = [sizes, main[main["kind"] == "commercial"].assign(where="commercial", kind="")]
+    jpeg = published.robustness(rows)
+    parts += [main.assign(where="main"), jpeg.assign(where=jpeg["perturbation"])]
+    together = pd.concat(parts, ignore_index=True)
+    for metric, column in (("accuracy", "accuracy"), ("AP", "average_precision")):
+        means = published.averages(together, ["method", "where"]).set_index(["method", "where"])[column]
+        numbers |= {f"{metric}, {method}, {where}": x for (method, where), x in means.items()}
+        over = means["prompt tuning", "main"] - means["UnivFD (Ojha 2023)", "main"]
+        numbers[f"{metric}, prompt tuning over UnivFD"] = over
+        lead = (means["linear probing"] - means["prompt tuning"]).dropna()
+        numbers |= {f"{metric}, probing over prompt, {where}": x for where, x in lead.items()}
+    return numbers
+
+
+def demo_difference(first: str, second: str, metric: str, n_boot: int = 1000) -> str:
+    """`first` - `second` on the demo's held-out generators, in words, by kind of generator."""
+    a, b = (read_scores(SCORES / f"{name}.csv.gz") for name in (first, second))
+    held_out = a[(a["label"] == 1) & (a["seen"] == 0)]
+    parts = []
+    for kind in held_out["kind"].value_counts().index:
+        found = paired_difference(a, b, metric, kind=kind, n_boot=n_boot)
+        low, high = f"{found.low:+.2f}", f"{found.high:+.2f}"
+        parts.append(f"{kind} {found.value:+.2f} [{low}, {high}]")
+    return f"{first} - {second}, {METRICS[metric]}: {'; '.join(parts)}"
+
+
+if __name__ == "__main__":
+    print(PAGE + to_markdown(claims()), end="")
