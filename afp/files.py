@@ -30,6 +30,7 @@ SCORES = Kind((".csv",), ("path,sha256,",))
 METRICS = Kind((".csv", ".json"), ("detector,", '[\n {\n  "detector"'))
 MANIFEST = Kind((".csv", ".parquet"), ("path,label,", "PAR1"))
 PAGE = Kind((".html", ".htm"), (HTML_HEAD,))
+LEFT_OUT = Kind((".csv",), ("file,group,reason",))
 LOG = Kind((), ("run: ",))
 CHECKPOINT = Kind((".pth", ".pt"), ())
 # Control characters, and those that change the direction of writing.
@@ -53,14 +54,14 @@ def check_output(path: str | Path, kind: Kind, inputs: Iterable = ()) -> Path:
         raise DataError(f"{path}: cannot be written, expected a name ending in {' or '.join(kind.suffixes)}")
     if not path.exists():
         return path
-    if any(_same(path, other) for other in inputs):
-        raise DataError(f"{path}: is one of the inputs and stays as it is; give another name")
     if not path.is_file():
         raise DataError(f"{path}: is a folder or a device, expected the name of a file")
     with path.open("rb") as stream:
         head = stream.read(200).removeprefix(b"\xef\xbb\xbf")
     if head and not head.startswith(tuple(text.encode() for text in kind.begins)):
         raise DataError(f"{path}: is there and is not what `afp` would write; give another name or delete it")
+    if any(Path(other).exists() and path.samefile(other) for other in inputs):
+        raise DataError(f"{path}: is one of the inputs and stays as it is; give another name")
     return path
 
 
@@ -77,9 +78,6 @@ def check_folder(path: str | Path, made_by: str, inputs: Iterable = ()) -> Path:
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise DataError(f"{path}: is a file, expected the name of a folder")
-    for other in inputs:
-        if path.resolve() in (Path(other).resolve(), *Path(other).resolve().parents):
-            raise DataError(f"{path}: holds {other}, which is read; give another folder")
     if not path.exists() or not any(path.iterdir()):
         return path
     stamp = read_json(path / STAMP)
@@ -87,6 +85,9 @@ def check_folder(path: str | Path, made_by: str, inputs: Iterable = ()) -> Path:
         raise DataError(f"{path}: is not empty and was not made by `{made_by}`; give another folder")
     if foreign := sorted(set(_files(path)) - set(stamp["sha256"])):
         raise DataError(f"{path}: holds {foreign[0]}, which `{made_by}` did not write; move it away")
+    for other in inputs:
+        if path.resolve() in (Path(other).resolve(), *Path(other).resolve().parents):
+            raise DataError(f"{path}: holds {other}, which is read; give another folder")
     return path
 
 
@@ -233,7 +234,3 @@ def _files(folder: Path) -> list[str]:
     """Names of all files in a folder, relative to it."""
     found = (p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if not p.is_dir())
     return [name for name in found if name != STAMP and not name.endswith(".lock")]
-
-
-def _same(one: Path, other: str | Path) -> bool:
-    return Path(other).exists() and one.samefile(other)

@@ -129,7 +129,7 @@ for module in pkgutil.walk_packages(afp.__path__, "afp."):
         importlib.import_module(module.name)
 from afp.studies import attacks
 try:
-    attacks.adversarial(None, None, None, 0.1, 2)
+    attacks.pgd_attack(None, None, None, 0.1, 2)
 except AfpError as error:
     print(error)
 """

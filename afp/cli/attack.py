@@ -32,7 +32,6 @@ def attack(
     """Attack a manifest's photographs: images and a manifest; the attacked ones are fakes of kind 'attack'."""
     from ..data.manifest import read_manifest
     from ..errors import AfpError
-    from ..files import check_folder
     from ..studies.attack_sets import make_attack_set, read_record
     from ..studies.attacks import Settings
 
@@ -41,8 +40,6 @@ def attack(
     except (ValueError, ZeroDivisionError):
         raise AfpError(f"--epsilon: {epsilon!r}, expected a number such as 8/255 or 0.03") from None
     settings = Settings(kind, budget, steps, size, seed)
-    if not (out / "attack.json").is_file():  # of a set, its own function says whether it is the same
-        check_folder(out, "afp attack", inputs=[manifest])
     frame = make_attack_set(
         read_manifest(manifest), out, settings, per_source=per_source, backbone=backbone, dtype=dtype
     )
