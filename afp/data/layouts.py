@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..errors import DataError, ImageError
+from ..errors import AfpError, DataError, ImageError
 from ..files import printable
 from .archives import SUFFIXES, holds_images, list_members
 from .images import FORMAT_OF, begins_like_an_image, decode_image, list_images, read_file
@@ -203,9 +203,9 @@ def _read_list(path: Path) -> list[Path]:
             with path.open("rb") as stream:
                 names = _PlainUnpickler(stream).load()
         else:
-            raise ValueError("expected a folder, or a list of paths: .txt, .pickle")
+            raise AfpError("expected a folder, or a list of paths: .txt, .pickle")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("holds something else than paths")
+            raise AfpError("holds something else than paths")
     except Exception as error:  # a pickle's bytes may raise nearly anything
         raise DataError(f"{path}: not a folder and not a readable list ({error})") from error
     return [path.parent / name for name in names if name.strip()]

@@ -22,7 +22,7 @@ from PIL.Image import Resampling
 from scipy.ndimage import gaussian_filter
 from tqdm.auto import tqdm
 
-from ..errors import ImageError, UnreadableImages
+from ..errors import AfpError, ImageError, UnreadableImages
 from .images import open_image
 
 T = TypeVar("T")
@@ -52,9 +52,9 @@ class Normalisation:
         for field, low, high in (("size", 32, 2048), ("quality", 1, 100)):
             value = getattr(self, field)
             if type(value) is not int or not low <= value <= high:
-                raise ValueError(f"Normalisation.{field}={value!r}: expected an integer from {low} to {high}")
+                raise AfpError(f"Normalisation.{field}={value!r}: expected an integer from {low} to {high}")
         if self.codec not in (known := (*_ENCODERS, "none")):
-            raise ValueError(f"Normalisation.codec={self.codec!r}: expected one of {', '.join(known)}")
+            raise AfpError(f"Normalisation.codec={self.codec!r}: expected one of {', '.join(known)}")
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Normalise an RGB image of any size to RGB of ``size`` x ``size`` (of its own size for ``"none"``)."""
@@ -109,9 +109,7 @@ def perturb(image: Image.Image, spec: str, seed: int | str) -> Image.Image:
     """
     parts = _parse(spec)
     if image.mode != "RGB":
-        raise ValueError(
-            f"image mode {image.mode!r}: expected 'RGB' (open it with afp.data.images.open_image)"
-        )
+        raise AfpError(f"image mode {image.mode!r}: expected 'RGB' (open it with afp.data.images.open_image)")
     used: Counter[str] = Counter()
     for name, value in parts:
         # A part draws its own numbers, so "a+b" is b after a, and a second noise differs from the first.
@@ -132,7 +130,7 @@ def check_perturbation(spec: str) -> str:
 
 def _parse(spec: str) -> list[tuple[str, float]]:
     if not isinstance(spec, str):
-        raise ValueError(f"perturbation {spec!r}: expected text such as 'jpeg:75'")
+        raise AfpError(f"perturbation {spec!r}: expected text such as 'jpeg:75'")
     return [] if spec.strip().lower() == "none" else [_parse_part(spec, part) for part in spec.split("+")]
 
 
@@ -140,15 +138,15 @@ def _parse_part(spec: str, part: str) -> tuple[str, float]:
     name, _, text = part.strip().lower().partition(":")
     where = f"perturbation {spec!r}, part {part!r}"
     if name not in PERTURBATIONS:
-        raise ValueError(f"{where}: {name!r} is none of {', '.join(PERTURBATIONS)} (or 'none' alone)")
+        raise AfpError(f"{where}: {name!r} is none of {', '.join(PERTURBATIONS)} (or 'none' alone)")
     _, low, high, unit, whole = PERTURBATIONS[name]
     allowed = f"expected {'a whole number' if whole else 'a number'} from {low:g} to {high:g} ({unit})"
     try:
         value = float(text)
     except ValueError:
-        raise ValueError(f"{where}: value {text!r}, {allowed}") from None
+        raise AfpError(f"{where}: value {text!r}, {allowed}") from None
     if not low <= value <= high or (whole and not value.is_integer()):  # NaN fails the comparison
-        raise ValueError(f"{where}: value {text}, {allowed}")
+        raise AfpError(f"{where}: value {text}, {allowed}")
     return name, int(value) if value.is_integer() else value
 
 

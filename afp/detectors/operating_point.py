@@ -146,7 +146,7 @@ def check_labels_and_scores(labels: ArrayLike, scores: ArrayLike) -> tuple[np.nd
         ("score", p, (p >= 0) & (p <= 1), "P(fake) in [0, 1]"),
     ):
         if (bad := np.flatnonzero(~good)).size:
-            raise ValueError(f"{name}: {values[bad[0]]} in row {bad[0]}; expected {expected}")
+            raise AfpError(f"{name}: {values[bad[0]]} in row {bad[0]}; expected {expected}")
     if y.shape != p.shape or y.ndim != 1:
-        raise ValueError(f"labels and scores: shapes {y.shape} and {p.shape}; expected (n,) both")
+        raise AfpError(f"labels and scores: shapes {y.shape} and {p.shape}; expected (n,) both")
     return y, p

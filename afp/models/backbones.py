@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from ..errors import ModelError
+from ..errors import AfpError, ModelError
 from ..paths import backbone_folder
 
 ALIASES = {"clip-vit-l14": "openai/clip-vit-large-patch14", "clip-vit-b32": "openai/clip-vit-base-patch32"}
@@ -148,7 +148,7 @@ class Backbone:
         kind, _, number = output.partition(":")
         if kind != "tokens" or not number.isdigit() or int(number) > self.n_blocks:
             known = f"embedding, cls or tokens:K with K from 0 to {self.n_blocks}"
-            raise ValueError(f"feature output {output!r}: expected {known}")
+            raise AfpError(f"feature output {output!r}: expected {known}")
         return int(number)
 
 

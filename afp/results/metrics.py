@@ -515,10 +515,17 @@ def mean_by_source(values: Sequence[float], sources: Sequence[str], n_boot: int 
 
 def questions(results: pd.DataFrame) -> list[str]:
     """What the results of `evaluate` make one ask: a name that contradicts its label, an AUC clearly under .5."""
-    single = results[~results["group"].str.contains(" held-")].drop_duplicates(["group", "kind", "detector", "metric"])
+    single = results[~results["group"].str.contains(" held-")].drop_duplicates(
+        ["group", "kind", "detector", "metric"]
+    )
     is_real, name = single["kind"] == "real", single["group"].str.lower()
-    odd = single.loc[(is_real & name.isin(["fake", "ai"])) | (~is_real & name.isin(["real", "nature", *CONTROLS])), "group"]
-    found = [f"{group!r} is labelled as the other class; are 0 (real) and 1 (fake) swapped?" for group in odd.unique()]
+    odd = single.loc[
+        (is_real & name.isin(["fake", "ai"])) | (~is_real & name.isin(["real", "nature", *CONTROLS])), "group"
+    ]
+    found = [
+        f"{group!r} is labelled as the other class; are 0 (real) and 1 (fake) swapped?"
+        for group in odd.unique()
+    ]
     low = single[(single["metric"] == "auc") & (single["high"] < 0.5)]
     for detector, part in low.groupby("detector", sort=False):
         estimate = Estimate(*part.iloc[0][["value", "low", "high"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from ..errors import AfpError
 from .metrics import Estimate
 
 COLUMNS = {
@@ -71,7 +72,7 @@ def summary_table(
     results.
     """
     if missing := set(metrics) - set(known := results["metric"].unique()):
-        raise ValueError(f"metrics: {sorted(missing)} not in the results; expected some of {list(known)}")
+        raise AfpError(f"metrics: {sorted(missing)} not in the results; expected some of {list(known)}")
     df = results[results["metric"].isin(metrics)].reset_index(drop=True)
     over_generators = df["group"].str.match("(mean|min|max) held-(in|out)$")
     held_out = df[~over_generators & (df["seen"] == 0) & (df["kind"] != "real")]
