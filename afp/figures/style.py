@@ -59,6 +59,7 @@ METHODS = {
     ("DE-FAKE",): ("#661100", "H"),
     ("DIRE",): ("#6699CC", "X"),
 }
+PALER = (0, 0.35, 0.6, 0.78)  # shares of white in the variants of a method
 _LOOK: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -148,7 +149,7 @@ def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     drawn: list[int] = []
     for name in [name for name in names if begins[name]]:
         method, (hue, marker) = known[begins[name]]
-        styles[name] = {"color": lighter(hue, 0.4 * min(drawn.count(method), 1.7)), "marker": marker}
+        styles[name] = {"color": lighter(hue, PALER[min(drawn.count(method), 3)]), "marker": marker}
         drawn.append(method)
     return {name: styles[name] for name in names}
 
