@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from afp import cli
 from afp.data.layouts import from_folders
 from afp.data.manifest import read_manifest, write_manifest
-from afp.data.splits import few_tiles, use_fold
+from afp.data.splits import deal_folds, few_tiles, use_fold
 from afp.demo import benchmark
 
 LONG = ("test_a_chapter_runs", "test_the_soft_prompt_is_trained", "test_the_first_notebook")
@@ -49,7 +51,8 @@ def few_manifest(demo_manifest, tmp_path_factory) -> Path:
     few = few_tiles(read_manifest(demo_manifest), 1)
     wild = few["kind"].isin(benchmark.WILD)
     group = few["generator"].mask(wild, few["kind"])
-    few = use_fold(few[few["source"].groupby(group).rank() <= 6], 0)
+    few = few[few["source"].groupby(group).rank() <= 6]
+    few = use_fold(few.assign(fold=deal_folds(few)), 0)
     masks = few["mask"].where(few["mask"].isna(), str(demo_manifest.parent) + "/" + few["mask"].astype(str))
     return write_manifest(few.assign(mask=masks), tmp_path_factory.mktemp("few") / "manifest.csv")
 
@@ -71,6 +74,29 @@ def smoothed(image: Image.Image) -> Image.Image:
     """The picture scaled down and up again: a stand-in for what a network paints."""
     small = image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC)
     return small.resize(image.size, Image.Resampling.BICUBIC)
+
+
+def save(path: str, seed: int, fake: bool = False, **options) -> Path:
+    """A picture, or what stands in for a network's, in a file of its own."""
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    (smoothed(picture(seed)) if fake else picture(seed)).save(file, **options)
+    return file
+
+
+@pytest.fixture
+def afp(monkeypatch, capsys, tmp_path):
+    """Runs a command as the console script does, in an empty folder; returns its exit code and what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["afp", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        return stop.value.code or 0, printed.out + printed.err
+
+    return run
 
 
 def write_folders(folder: Path, n: int = 12) -> Path:

@@ -28,9 +28,16 @@ def clean(small_frame) -> pd.DataFrame:
 def test_a_clean_manifest_passes(clean):
     findings, table, aucs = audit(clean, progress=False)
     assert not failed(findings)
-    assert {"files", "source leaks", "sha256 leaks", "labels agree", "duplicates", "shortcut"} == {
-        f.check for f in findings
-    }
+    assert {
+        "files",
+        "source leaks",
+        "sha256 leaks",
+        "pictures",
+        "labels agree",
+        "names agree",
+        "duplicates",
+        "shortcut",
+    } == {f.check for f in findings}
     assert table.loc["formats"].tolist() == ["PNG 100%"] * 2
     assert aucs.loc["metadata", "low"] <= 0.5 <= aucs.loc["metadata", "high"]
     assert aucs.loc["spectrum", "value"] > 0.9  # the fakes are smooth: no leak, but the audit says so

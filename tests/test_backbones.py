@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import picture
+from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertModel,
@@ -13,8 +19,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
+from afp import detectors
 from afp.errors import ModelError
-from afp.models.backbones import load_backbone
+from afp.models.backbones import hub_commit, load_backbone
+from afp.paths import ROOT
 
 
 def write_tower(folder: Path, seed: int = 0, size: int = 32) -> str:
@@ -121,3 +129,75 @@ def test_what_is_no_clip_is_refused_by_name(tmp_path, monkeypatch):
 def test_a_wrong_dtype_is_refused_by_name(tower, dtype):
     with pytest.raises(ModelError, match=r"dtype: .*, expected auto, float32"):
         load_backbone(tower, dtype=dtype)
+
+
+def test_missing_weights_are_an_error(tmp_path):
+    folder = Path(write_tower(tmp_path))
+    weights = load_file(folder / "model.safetensors")
+    del weights["vision_model.encoder.layers.1.mlp.fc1.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 weights are missing, such as .*layers\.1\.mlp\.fc1\.weight"):
+        load_backbone(str(folder))
+
+
+def test_code_that_comes_with_a_backbone_is_never_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run it"))
+    folder = Path(write_tower(tmp_path / "stranger"))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: ...\n")
+    for name, own in (
+        ("config.json", {"auto_map": {"AutoConfig": "own.Own"}, "model_type": "unheard-of"}),
+        ("preprocessor_config.json", {"auto_map": {"AutoImageProcessor": "own.Own"}}),
+    ):
+        whole = (folder / name).read_text()
+        (folder / name).write_text(json.dumps(json.loads(whole) | own))
+        try:
+            load_backbone(str(folder))
+        except ModelError as error:
+            assert "stranger" in str(error)
+        (folder / name).write_text(whole)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_revision_of_the_hub_can_be_named(tmp_path, monkeypatch):
+    """From a hub's cache that was filled by hand: a branch `v1` beside `main`."""
+    commits = {"main": "a" * 40, "v1": "b" * 40}
+    for seed, (branch, commit) in enumerate(commits.items()):
+        folder = tmp_path / "models--some--tower"
+        write_tower(folder / "snapshots" / commit, seed=seed)
+        (folder / "refs").mkdir(exist_ok=True)
+        (folder / "refs" / branch).write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    main, v1 = load_backbone("some/tower"), load_backbone("some/tower@v1")
+    assert (hub_commit("some/tower"), hub_commit("some/tower@v1")) == (commits["main"], commits["v1"])
+    assert hub_commit("demo-clip") == ""
+    assert main.fingerprint != v1.fingerprint
+    with pytest.raises(ModelError, match="some/tower@v2"):
+        load_backbone("some/tower@v2")
+
+
+EXTRACT = """
+import sys, numpy as np
+sys.path.insert(0, "tests")
+from conftest import picture
+from afp.models.backbones import hub_commit, load_backbone
+tower = load_backbone("demo-clip")
+pixels = tower.preprocess([picture(i, 256) for i in range(2)])
+np.save(sys.argv[1], tower.extract(pixels, ("cls",))["cls"].numpy())
+"""
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2"])
+def test_another_processor_gives_the_same_scores(capability, demo_manifest, tmp_path):
+    """ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA let this processor stand in for an older one."""
+    isa = {"default": "SSE41", "avx2": "AVX2"}[capability]
+    env = os.environ | {"ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", EXTRACT, str(tmp_path / "cls.npy")], env=env, check=True)
+    theirs = np.load(tmp_path / "cls.npy")
+    tower = load_backbone("demo-clip")
+    pixels = tower.preprocess([picture(i, 256) for i in range(2)])
+    ours = tower.extract(pixels, ("cls",))["cls"].numpy()
+    probe = detectors.load(ROOT / "data" / "linear-probe")
+    scores = [probe.model_.predict(x[:, probe.block_]) for x in (ours, theirs)]
+    assert np.abs(scores[0] - scores[1]).max() < 0.01
+    assert np.abs(ours - theirs).max() < 1e-3 * np.abs(ours).max()

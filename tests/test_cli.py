@@ -89,7 +89,7 @@ def test_every_command_has_help(afp, command):
         (["evaluate", "BAD"], "columns missing"),
         (["audit", "nowhere.csv"], "nowhere.csv: no such manifest"),
         (["manifest", "nowhere"], "nowhere"),
-        (["manifest"], "--real-dir and --fake-dir"),
+        (["manifest"], "--real DIR and --fake NAME=DIR"),
         (["test"], "--img_path"),
         (["test", "--img_path", "IMAGE", "--real_dir", "."], "--img_path"),
         (["run", "99"], "notebook '99'"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from PIL import Image
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch.nn.functional import normalize
 from transformers import (
@@ -26,10 +27,11 @@ from transformers import (
 
 from afp import detectors
 from afp.data.images import sha256
-from afp.detectors import clip, clip_finetune, linear_probe
+from afp.data.preprocess import prepare_all
+from afp.detectors import clip
 from afp.detectors.clip_prompt import POSITIONS, ClipPrompt
-from afp.errors import ModelError
-from afp.models import backbones, features, soft_prompts
+from afp.errors import ModelError, UnreadableImages
+from afp.models import backbones, features, soft_prompts, training
 from afp.models.backbones import Backbone, load_backbone
 from afp.models.text_tower import TextSide
 
@@ -51,8 +53,12 @@ WORDS = [
     "something",
     "cat",
 ]
-NAMES = ("clip-zero-shot", "clip-prompt", "clip-adapter", "clip-finetune")
-QUICK = {"clip-prompt": {"n_context": 4, "epochs": 2}, "clip-adapter": {"epochs": 2}}
+NAMES = ("clip-zero-shot", "clip-prompt", "clip-adapter", "clip-adaptprompt", "clip-lora", "clip-finetune")
+QUICK = {
+    "clip-prompt": {"n_context": 4, "epochs": 2},
+    "clip-adaptprompt": {"n_context": 4, "epochs": 2, "drop_blocks": 1},
+    "clip-adapter": {"epochs": 2},
+}
 
 
 def clip_tokenizer() -> PreTrainedTokenizerFast:
@@ -220,15 +226,32 @@ def test_training_lowers_the_loss(folders, frames, name, kind, config):
 
 
 def test_the_paper_s_probe_is_its_linear_layer(folders, frames, tmp_path, monkeypatch):
+    """Weights N(0, .01) and bias 0, then plain SGD: another implementation ends at the same layer."""
     train, validation = frames
-    detector = detectors.create("linear-probe", backbone=folders["clip"], recipe="paper", n_views=1)
-    layers, real = [], clip.fit_head
-    monkeypatch.setattr(linear_probe, "fit_head", lambda layer, *a: layers.append(layer) or real(layer, *a))
+    monkeypatch.setattr(
+        clip.ImageDataset, "set_epoch", lambda self, epoch: None
+    )  # the same views in each epoch
+    detector = detectors.create("linear-probe", backbone=folders["clip"], preset="paper")
     scores = detector.fit(train, validation, progress=False).score(validation)
-    x = features.extract(validation, load_backbone(folders["clip"]), "embedding", progress=False)
-    with torch.no_grad():
-        expected = layers[0](torch.from_numpy(x)).softmax(-1)[:, 1]
-    assert np.allclose(scores, expected, atol=1e-6) and detector.n_trainable == 2 * 12 + 2
+    torch.manual_seed(17)
+    layer = torch.nn.Linear(12, 2)
+    torch.nn.init.normal_(layer.weight, std=0.01)
+    weight, bias = layer.weight.detach().clone(), torch.zeros(2)
+    views = torch.stack([image.image for image, _, _ in detector._pixels(train)])
+    x = load_backbone(folders["clip"]).extract(views, ("embedding",))["embedding"].clone()
+    y = torch.nn.functional.one_hot(torch.tensor(train["label"].to_numpy()), 2)
+    for _ in range(2):  # 12 images are one batch of 16
+        error = ((x @ weight.T + bias).softmax(1) - y) / len(x)
+        weight, bias = weight - 3e-3 * error.T @ x, bias - 3e-3 * error.sum(0)
+    seen = features.extract(
+        validation,
+        load_backbone(folders["clip"]),
+        "embedding",
+        normalisation=detector.normalisation,
+        progress=False,
+    )
+    expected = (torch.from_numpy(seen) @ weight.T + bias).softmax(1)[:, 1]
+    assert np.allclose(scores, expected, atol=1e-5) and detector.n_trainable == 2 * 12 + 2
     assert np.array_equal(detectors.load(detector.save(tmp_path)).score(validation), scores)
 
 
@@ -246,13 +269,6 @@ def test_prompt_adapters_load_with_plain_peft(folders, frames, tmp_path):
     assert torch.allclose(found, detector.classifier_, atol=1e-6)
 
 
-def test_start_from_words(folders):
-    side = ClipPrompt(backbone=folders["clip"], n_context=4, init="a photo of").attach()
-    ids = side.tokenizer("a photo of", add_special_tokens=False).input_ids
-    weight = load_backbone(folders["clip"]).model.text_model.get_input_embeddings().weight
-    assert torch.equal(soft_prompts.vectors(side.tower), weight[[*ids, ids[0]]])
-
-
 @pytest.fixture
 def vit_l14(monkeypatch):
     """CLIP ViT-L/14's shapes without its weights."""
@@ -268,8 +284,8 @@ def vit_l14(monkeypatch):
         model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=768))
     device = torch.device("meta")
     backbone = Backbone("vit-l14", model, CLIPImageProcessorPil(), clip_tokenizer(), device, torch.float32)
-    for module in ("clip", "clip_finetune", "linear_probe"):
-        monkeypatch.setattr(f"afp.detectors.{module}.load_backbone", lambda name: backbone)
+    for module in ("clip", "clip_finetune", "clip_lora", "clip_adaptprompt"):
+        monkeypatch.setattr(f"afp.detectors.{module}.load_backbone", lambda name, **_: backbone)
     return backbone
 
 
@@ -278,55 +294,194 @@ def test_counts_at_full_size(vit_l14):
         "clip-zero-shot": 0,
         "clip-prompt": 12_288,
         "clip-adapter": 589_824,
+        "clip-adaptprompt": 614_400,
+        "clip-lora": 786_432,
         "clip-finetune": 427_616_513,
     }
     assert {name: detectors.create(name).n_trainable for name in NAMES} == expected
-    assert detectors.create("linear-probe", recipe="paper").n_trainable == 1_538
+    assert detectors.create("linear-probe", preset="paper").n_trainable == 1_538
     assert detectors.create("clip-prompt", per_class=True).n_trainable == 2 * 12_288
     assert soft_prompts.count_trainable(detectors.create("clip-prompt").attach()) == 12_288
 
 
-def test_the_paper_s_recipes():
-    for name in ("clip-prompt", "clip-adapter"):
-        recipe = detectors.create(name, preset="paper").recipe()
-        steps = [recipe.lr_at(s, 10) for s in (0, 9, 10, 15, 19)]
-        assert steps[:2] == [1e-5, 1e-5] and steps[2] == 2e-3 and steps[3] == pytest.approx(1e-3)
-        assert (recipe.optimizer, recipe.batch_size, recipe.seed, recipe.weight_decay) == (
-            "sgd",
-            16,
-            17,
-            5e-4,
-        )
-    assert detectors.create("clip-finetune", preset="paper").recipe().lr_at(0, 10) == 1e-5
+COOP = [1e-5] * 3 + [2e-3] * 3
+SGD = {"optimizer": "sgd", "batch_size": 16, "seed": 17, "momentum": 0.9, "weight_decay": 5e-4}
 
 
-def test_views_are_cached_apart_and_the_same_again(folders, frames):
-    train, _ = frames
-    backbone = load_backbone(folders["clip"])
-    plain, one, two = (
-        features.extract(train, backbone, "embedding", view=k, progress=False) for k in (0, 1, 2)
+@pytest.mark.parametrize(
+    ("name", "preset", "rates", "recipe"),
+    [
+        ("clip-prompt", "paper", COOP, SGD),
+        ("clip-adapter", "paper", COOP, SGD),
+        ("clip-finetune", "paper", [1e-5] * 3, SGD),
+        ("clip-lora", "paper", [2e-3] * 3, SGD),
+        ("clip-finetune", "few-shot", [1e-5] * 60, SGD),
+        ("clip-adapter", "few-shot", [1e-5] * 60, SGD),
+        ("linear-probe", "paper", [3e-3] * 6, SGD | {"momentum": 0.0, "weight_decay": 0.0}),
+        (
+            "clip-adaptprompt",
+            "paper",
+            [1e-5] * 3 + [1e-3 * (1 + np.cos(np.pi * e / 10)) for e in range(9) for _ in range(3)],
+            SGD,
+        ),
+    ],
+)
+def test_the_published_presets(folders, frames, name, preset, rates, recipe):
+    """The learning rate of every step, the last epoch, an unweighted loss and a fresh view of each image."""
+    train, validation = frames
+    few = {"n_context": 2} if "prompt" in name else {}
+    detector = detectors.create(name, backbone=folders["clip"], preset=preset, batch_size=4, **few)
+    found = vars(detectors.create(name, preset=preset).recipe())
+    assert {k: found[k] for k in recipe} == recipe
+    data = detector._pixels(train)
+    first = data[0]
+    data.set_epoch(1)
+    second = data[0]
+    assert first[2] == 1 and not torch.equal(first[0].image, second[0].image)
+    data.set_epoch(0)
+    assert torch.equal(data[0][0].image, first[0].image)
+    history = detector.fit(train, validation, progress=False).history_
+    assert history["lr"].tolist() == pytest.approx(rates) and history["validation"].isna().all()
+
+
+def test_published_pixels_are_those_of_plain_pillow(tmp_path, frames):
+    """Bicubic 224, centre crop, CLIP's statistics, of the file's own pixels."""
+    from afp.data.manifest import from_files
+
+    rng = np.random.default_rng(0)
+    for i, size in enumerate([(300, 420), (500, 224), (100, 180)]):
+        Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    frame = from_files(sorted(tmp_path.glob("*.png")))
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    for name in (*NAMES, "linear-probe"):
+        assert detectors.create(name, preset="paper").normalisation.codec == "none", name
+        assert detectors.create(name).normalisation.key == "256-jpeg95", name
+    images = prepare_all(frame, detectors.create("clip-adapter", preset="paper").normalisation)
+    found = CLIPImageProcessorPil()(images=images, return_tensors="np")["pixel_values"]
+    for file, pixels in zip(frame["file"], found, strict=True):
+        image = Image.open(file)
+        scale = 224 / min(image.size)
+        image = image.resize([int(side * scale) for side in image.size], Image.Resampling.BICUBIC)
+        left, top = (image.width - 224) // 2, (image.height - 224) // 2
+        plain = np.asarray(image.crop((left, top, left + 224, top + 224)), np.float64) / 255
+        assert np.abs(pixels - ((plain - mean) / std).transpose(2, 0, 1)).max() < 1e-5
+
+
+def test_a_random_view_is_a_crop_of_plain_pillow():
+    from afp.data.preprocess import random_view
+
+    side = np.arange(256)
+    image = Image.fromarray(np.stack([*np.meshgrid(side, side), np.full((256, 256), 9)], -1).astype(np.uint8))
+    shares, mirrored = [], 0
+    for seed in range(60):
+        view = np.asarray(random_view(image, 32, seed)).astype(float)
+        x, y = view[:, :, 0].mean(0), view[:, :, 1].mean(1)
+        width, height = (abs(v[-1] - v[0]) * 32 / 31 for v in (x, y))
+        shares.append(width * height / 256**2)
+        mirrored += x[0] > x[-1]
+        assert y[-1] > y[0] and 0.6 < width / height < 1.6
+    assert 0.05 < min(shares) < 0.2 and 0.8 < max(shares) < 1.1 and 15 < mirrored < 45
+
+
+def test_what_is_tuned_stays_in_float32(folders, frames, tmp_path, monkeypatch):
+    monkeypatch.setattr(backbones, "best_dtype", lambda device: torch.bfloat16)
+    detector = detectors.create("clip-finetune", backbone=folders["clip"], preset="paper").fit(
+        *frames, progress=False
     )
-    assert not np.array_equal(plain, one) and not np.array_equal(one, two)
-    assert np.array_equal(one, features.extract(train, backbone, "embedding", view=1, progress=False))
+    detector.save(tmp_path)
+    start = load_backbone(folders["clip"], dtype="float32").model.state_dict()
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    changed = [k for k, v in stored.items() if not torch.equal(v, start[k])]
+    assert len(changed) > 30 and {v.dtype for v in stored.values()} == {torch.float32}
+    steps = torch.cat([(stored[k] - start[k]).flatten() for k in changed])
+    kept = torch.cat([(stored[k].bfloat16().float() - start[k]).flatten() for k in changed])
+    assert (kept - steps).norm() > 5 * steps.norm()  # what storing in bfloat16 would add
+    assert detectors.load(tmp_path).backbone_.dtype == torch.float32
 
 
-def test_an_interrupted_fine_tuning_goes_on_where_it_was(folders, frames, monkeypatch):
-    config = {"backbone": folders["clip"], "epochs": 3, "lr": 1e-3}
+def test_lora_is_plain_peft_on_the_image_tower(folders, frames, tmp_path):
+    detector = detectors.create("clip-lora", backbone=folders["clip"], epochs=3).fit(*frames, progress=False)
+    detector.save(tmp_path)
+    assert sum(v.numel() for v in load_file(tmp_path / "adapter/adapter_model.safetensors").values()) == 1024
+    assert detector.n_trainable == 1024
+    model = CLIPModel.from_pretrained(folders["clip"])
+    tower = PeftModel.from_pretrained(model.vision_model, str(tmp_path / "adapter")).eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        found = model.visual_projection(tower(pixel_values=pixels).pooler_output)
+    tuned = detector.backbone_.extract(pixels, ("embedding",))["embedding"]
+    frozen = load_backbone(folders["clip"]).extract(pixels, ("embedding",))["embedding"]
+    assert torch.allclose(found, tuned, atol=1e-6) and not torch.allclose(frozen, tuned, atol=1e-4)
+
+
+def test_adaptprompt_trains_both_behind_a_cut_tower(folders, frames):
+    train, validation = frames
+    detector = detectors.create(
+        "clip-adaptprompt", backbone=folders["clip"], n_context=4, drop_blocks=1, epochs=3
+    )
+    assert detector.texts() == ["[*1] [*2] [*3] [*4] real", "[*5] [*6] [*7] [*8] fake"]
+    rows = soft_prompts.vectors(detector.attach().tower).detach().clone()
+    detector.fit(train, validation, progress=False)
+    torch.manual_seed(detector.recipe().seed)
+    before = detector._adapter().state_dict()
+    assert not torch.equal(soft_prompts.vectors(detector.side_.tower), rows)
+    assert all(not torch.equal(v, before[k]) for k, v in detector.adapter_.state_dict().items())
+    whole = load_backbone(folders["clip"])
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        hidden = whole.extract(pixels, ("cls",))["cls"][:, 1]
+        expected = whole.model.visual_projection(whole.model.vision_model.post_layernorm(hidden))
+    found = detector.backbone_.extract(pixels, ("embedding", "cls"))
+    assert torch.allclose(found["embedding"], expected, atol=1e-6) and found["cls"].shape == (2, 2, 16)
+    assert whole.n_blocks == 2 and detector.backbone_.fingerprint != whole.fingerprint
+    with pytest.raises(ModelError, match="cannot drop 2 of 2 blocks"):
+        detectors.create("clip-adaptprompt", backbone=folders["clip"], drop_blocks=2).fit(train, validation)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "linear-probe"])
+def test_a_recipe_is_explained(name):
+    paper = detectors.create(name, backbone="clip-vit-l14", preset="paper").explain_recipe()
+    assert (
+        list(paper.columns) == ["setting", "value", "source", "differs"]
+        and not paper["setting"].duplicated().any()
+    )
+    assert not paper["differs"].str.startswith("published:").any()
+    ours = detectors.create(name).explain_recipe().set_index("setting")
+    assert ours.loc["normalisation", "differs"] == "published: none"
+    assert ours.loc["backbone", "value"] == "demo-clip" and ours.loc["augmentation", "value"] == "none"
+
+
+def test_a_fit_on_pixels_names_every_bad_file(folders, frames, tmp_path):
+    train, validation = (f.copy() for f in frames)
+    bad = []
+    for i, (frame, row) in enumerate([(train, 3), (train, 9), (validation, 2)]):
+        bad.append(str(tmp_path / f"{i}.png"))
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
+        frame.iloc[row, frame.columns.get_loc("file")] = bad[-1]
+    with pytest.raises(UnreadableImages) as error:
+        detectors.create("clip-finetune", backbone=folders["clip"], batch_size=2).fit(train, validation)
+    assert set(error.value.errors) == set(bad)
+
+
+@pytest.mark.parametrize(("preset", "every"), [("demo", 500), ("paper", 1)])
+def test_an_interrupted_fine_tuning_goes_on_where_it_was(folders, frames, monkeypatch, preset, every):
+    monkeypatch.setattr(training, "SAVE_EVERY", every)
+    config = {"backbone": folders["clip"], "epochs": 3, "lr": 1e-3, "preset": preset, "batch_size": 4}
     whole = detectors.create("clip-finetune", **config).fit(*frames, progress=False)
     detector = detectors.create("clip-finetune", **config)
-    folder, real, calls = detector.checkpoint_folder(frames[0]), clip_finetune.cross_entropy, []
+    folder, real, calls = detector.checkpoint_folder(frames[0]), clip.cross_entropy, []
 
     def stop(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 7:  # 2 steps and 1 validation batch an epoch
+        if len(calls) == 8:
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(clip_finetune, "cross_entropy", stop)
+    monkeypatch.setattr(clip, "cross_entropy", stop)
     with pytest.raises(KeyboardInterrupt):
         detector.fit(*frames, progress=False)
     assert folder.is_dir()
-    monkeypatch.setattr(clip_finetune, "cross_entropy", real)
+    monkeypatch.setattr(clip, "cross_entropy", real)
     detector = detectors.create("clip-finetune", **config).fit(*frames, progress=False)
     assert np.array_equal(detector.score(frames[1]), whole.score(frames[1]))
     assert detector.history_.loss.tolist() == whole.history_.loss.tolist() and not folder.exists()
@@ -341,9 +496,10 @@ def test_an_interrupted_fine_tuning_goes_on_where_it_was(folders, frames, monkey
         ("clip-adapter", {"template": "a photo"}, "template is 'a photo'"),
         ("clip-zero-shot", {"templates": ["{} {}"]}, "templates"),
         ("clip-finetune", {"preset": "large"}, "preset is 'large'"),
-        ("clip-adapter", {"n_views": -1}, "n_views is -1"),
-        ("linear-probe", {"recipe": "sgd"}, "recipe is 'sgd'"),
-        ("linear-probe", {"recipe": "paper", "block": "6"}, "block is '6'"),
+        ("clip-adaptprompt", {"drop_blocks": -1}, "drop_blocks is -1"),
+        ("clip-lora", {"dropout": 1}, "dropout 1"),
+        ("linear-probe", {"preset": "sgd"}, "preset is 'sgd'"),
+        ("linear-probe", {"preset": "paper", "block": "6"}, "block is '6'"),
     ],
 )
 def test_wrong_config_is_named(name, config, message):

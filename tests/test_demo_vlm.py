@@ -104,3 +104,13 @@ def test_the_committed_miniature_is_an_instructblip_that_answers(monkeypatch):
     assert set(loaded.ask(tokens, "What was done to this photo?")) <= set(CHANGES)
     examined = pd.read_csv(DEMO_VLM / "vqa.csv").set_index("question")
     assert examined["right"]["change"] > 0.6 and examined["right"]["single"] > 0.65
+
+
+def test_an_answer_ends_with_the_tokenizers_end_token_whatever_the_config_says(monkeypatch):
+    monkeypatch.setattr(instructblip, "load_backbone", lambda name: None)
+    loaded = instructblip.load_vlm("demo-vlm", device="cpu")
+    mean, steps = loaded.model.vision_model.mean[None], []
+    loaded.model.generation_config.eos_token_id = 1  # as on the hub, where the tokenizer's is 2
+    loaded.model.language_model.register_forward_hook(lambda *_: steps.append(1))
+    assert loaded.ask(mean, "Is this photo real?")[0] in ("yes", "no")
+    assert len(steps) == 2  # the answer and its end, not ten tokens

@@ -22,9 +22,11 @@ from afp.errors import ModelError, UnreadableImages
 # What makes a detector small and quick; the frozen demo tower serves the others from cached features.
 QUICK = {
     "linear-probe": {"block": "6", "c": [0.1]},
-    "clip-prompt": {"epochs": 10, "n_context": 4, "n_views": 0},
-    "clip-adapter": {"epochs": 10, "n_views": 0},
-    "clip-finetune": {"backbone": "small-clip", "epochs": 3, "lr": 1e-3, "n_views": 0},
+    "clip-prompt": {"epochs": 10, "n_context": 4},
+    "clip-adapter": {"epochs": 10},
+    "clip-adaptprompt": {"epochs": 10, "n_context": 4},
+    "clip-finetune": {"backbone": "small-clip", "epochs": 3, "lr": 1e-3},
+    "clip-lora": {"backbone": "small-clip", "epochs": 3},
     "vlm-zero-shot": {"backbone": "small-vlm"},
     "vlm-prompt": {"backbone": "small-vlm", "epochs": 2},
     "vlm-lora": {"backbone": "small-vlm", "epochs": 2},
@@ -39,6 +41,8 @@ WRONG = {  # a value that is wrong in itself, and the field that the error must 
     "clip-adapter": [{"ratio": 2.0}],
     "clip-zero-shot": [{"words": ["real"]}],
     "clip-finetune": [{"lr": -1.0}],
+    "clip-adaptprompt": [{"ratio": 2.0}, {"drop_blocks": -1}],
+    "clip-lora": [{"rank": 0}],
     "vlm-prompt": [{"position": "middle"}],
     "vlm-lora": [{"tower": "vision"}],
     "vlm-zero-shot": [{"answers": ["yes"]}],

@@ -8,8 +8,10 @@ from conftest import picture
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from test_backbones import write_tower
+from torch.utils.data import DataLoader
 
 from afp.data import preprocess
+from afp.data.loader import ImageDataset, pixels
 from afp.data.manifest import from_files
 from afp.data.preprocess import Normalisation
 from afp.errors import ImageError, UnreadableImages
@@ -91,16 +93,22 @@ def test_a_repeated_image_is_extracted_once(frame, backbone, cache, passes):
     assert len(files_in(cache)) == 2 and np.array_equal(values[0], values[2])
 
 
-def test_a_disguised_copy_is_refused_though_its_bytes_are_known(frame, backbone, cache, tmp_path):
-    extract(frame[:1], backbone, "embedding", progress=False)
-    known = Path(frame["file"][0])
-    copies = [tmp_path / name for name in ("a.jpg", "b.jpg", "c.dat")]
-    for copy in copies:
-        copy.write_bytes(known.read_bytes())
+def test_the_bytes_alone_decide_what_is_known(frame, backbone, cache, passes, tmp_path):
+    whole = extract(frame[:1], backbone, "embedding", progress=False)
+    copy = tmp_path / "another name.dat"
+    copy.write_bytes(Path(frame["file"][0]).read_bytes())
+    assert np.array_equal(extract(from_files([copy]), backbone, "embedding", progress=False), whole)
+    assert len(passes) == 1
+
+
+def test_bad_copies_are_named_each_in_its_own_words(backbone, cache, tmp_path):
+    files = [tmp_path / name for name in ("a.jpg", "b.jpg", "c.png")]
+    for file in files:
+        file.write_bytes(b"no image")
     for _ in range(2):  # nor does a refusal leave anything behind that would pass
         with pytest.raises(UnreadableImages) as caught:
-            extract(from_files([known, *copies]), backbone, "embedding", progress=False)
-        assert set(caught.value.errors) == {str(copy) for copy in copies}
+            extract(from_files(files), backbone, "embedding", progress=False)
+        assert set(caught.value.errors) == {str(file) for file in files}
         assert all(name in message for name, message in caught.value.errors.items())
 
 
@@ -130,16 +138,25 @@ def unlabelled(file: Path, other: Path) -> None:
 
 
 def incomplete(file: Path, other: Path) -> None:
-    save_file({"cls": np.zeros((4, 24), np.float16)}, file, stored(file)[0])
+    save_file({"other": np.zeros((4, 24), np.float16)}, file, stored(file)[0])
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, garbage, foreign, unlabelled, incomplete])
-def test_a_damaged_cache_is_found_and_rebuilt(frame, backbone, cache, damage):
+def flipped(file: Path, other: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 64  # inside of an array
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, garbage, foreign, unlabelled, incomplete, flipped])
+def test_a_damaged_cache_is_found_and_rebuilt(frame, backbone, cache, damage, caplog):
     whole = extract(frame, backbone, "embedding", progress=False)
     damaged, other = files_in(cache)[:2]
     before = stored(damaged)
     damage(damaged, other)
-    assert np.array_equal(extract(frame, backbone, "embedding", progress=False), whole)
+    for output in ("cls", "embedding"):
+        again = extract(frame, backbone, output, progress=False)
+    assert np.array_equal(again, whole)
+    assert f"1 cached features are damaged and are computed anew: {damaged}" in caplog.text
     assert stored(damaged) == before and len(files_in(cache)) == 20
 
 
@@ -192,14 +209,23 @@ def test_rows_without_a_hash_are_extracted_and_not_cached(frame, backbone, cache
     assert files_in(cache) == before
 
 
-def test_prepare_normalises_then_perturbs(frame):
-    file, digest = frame["file"][0], frame["sha256"][0]
-    plain = preprocess.prepare(file, digest, Normalisation(size=64))
-    noisy = preprocess.prepare(file, digest, Normalisation(size=64), "noise:4")
-    assert plain.size == (64, 64) and noisy.tobytes() != plain.tobytes()
-    assert noisy.tobytes() == preprocess.prepare(file, digest, Normalisation(size=64), "noise:4").tobytes()
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_data_loader_reads_the_images_in_any_number_of_processes(frame, backbone, num_workers):
+    """Read once, normalised, perturbed, viewed, preprocessed; a bad file is a record and no exception."""
+    Path(frame["file"][2]).write_bytes(b"no image")
+    options = {"view_size": 32, "seed": 5, "transform": backbone.preprocess}
+    dataset = ImageDataset(frame[:5], Normalisation(size=64), "noise:4", **options)
+    dataset.set_epoch(3)
+    (batch,) = DataLoader(dataset, 5, num_workers=num_workers)
+    assert batch.image.shape == (5, 3, 32, 32) and list(batch.file) == frame["file"][:5].tolist()
+    assert [bool(error) for error in batch.error] == [False, False, True, False, False]
+    image = preprocess.prepare(frame["file"][4], frame["sha256"][4], Normalisation(size=64), "noise:4")
+    expected = backbone.preprocess([preprocess.random_view(image, 32, "5:3:4")])[0]
+    assert (batch.image[4] == expected).all()
+    with pytest.raises(UnreadableImages, match="02.png"):
+        pixels(batch)
     with pytest.raises(ImageError, match="changed"):
-        preprocess.prepare(file, frame["sha256"][1], Normalisation())
+        preprocess.prepare(frame["file"][0], frame["sha256"][1], Normalisation())
 
 
 def test_requests_that_make_no_sense_are_refused(frame, backbone):

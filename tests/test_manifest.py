@@ -5,19 +5,22 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from conftest import picture, write_folders
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from afp.data.layouts import from_folders
 from afp.data.manifest import COLUMNS, from_files, read_manifest, write_manifest
-from afp.data.splits import held_in_generators, thin, use_fold
+from afp.data.splits import fold_of, held_in_generators, thin, use_fold
 from afp.errors import DataError
 
 TRAINED = ["train", "validation"]
 
 
 def table(**columns) -> pd.DataFrame:
-    base = {c: ["a", "b"] for c in COLUMNS} | {"label": [0, 1], "split": ["train", "test"]}
+    base = {c: ["a", "b"] for c in COLUMNS} | {"label": [0, 1], "split": ["train", "test"], "fold": [0, 4]}
     return pd.DataFrame(base | columns)
 
 
@@ -51,7 +54,10 @@ def test_names_that_look_like_missing_values_stay_names(tmp_path):
         ({"label": ["real", "fake"]}, "row 2: label is 'real'"),
         ({"label": [0, None]}, "row 3: label"),
         ({"split": ["train", "dev"]}, "row 3: split is 'dev'"),
-        ({"path": ["a", "a"]}, "row 3: path is 'a', expected each once"),
+        ({"path": ["a", "a"]}, "row 3: path is 'a', expected a file, each once"),
+        ({"fold": [0, 5]}, "row 3: fold is '5', expected 0 to 4"),
+        ({"source": ["a", "a"]}, "row 3: fold is '4', .* the same for all images of a source"),
+        ({"generator": ["a", ""]}, "row 3: generator is '', expected a name"),
         ({"path": ["a", ""]}, "row 3: path is ''"),
     ],
 )
@@ -91,30 +97,71 @@ def test_a_missing_manifest_is_named_and_the_demo_has_a_hint(tmp_path):
         read_manifest(tmp_path)
 
 
-def test_folders_make_a_manifest_split_by_source(tmp_path):
-    folder = write_folders(tmp_path, n=20)
-    fakes = {p.name: p for p in sorted((folder / "fake").iterdir())}
-    frame = from_folders([folder / "real"], fakes, split=True)
-    assert (frame.groupby("source")["split"].nunique() == 1).all()
-    shares = frame["split"].value_counts(normalize=True)
-    assert shares.to_dict() == pytest.approx({"train": 0.6, "validation": 0.2, "test": 0.2})
-    assert frame.groupby("generator")["label"].unique().map(list).to_dict() == {
-        "real": [0],
-        "half": [1],
-        "half-twice": [1],
-    }
-    assert set(from_folders([folder / "real"], fakes)["split"]) == {"test"}
-    other = from_folders([folder / "real"], fakes, split=True, seed=1)
-    assert (other["split"] != frame["split"]).any()
+def test_null_and_numeric_cells_of_parquet_are_read_or_named(tmp_path):
+    table(path=[1, 2], sha256=[None, "x"], kind=[None, "y"], set=[None, None]).to_parquet(
+        tmp_path / "m.parquet"
+    )
+    frame = read_manifest(tmp_path / "m.parquet")
+    assert frame["path"].tolist() == ["1", "2"] and frame["sha256"].tolist() == ["", "x"]
+    assert frame["file"][0] == str(tmp_path / "1") and frame["set"].tolist() == ["", ""]
+    table(generator=["a", None]).to_parquet(tmp_path / "m.parquet")
+    with pytest.raises(DataError, match="row 3: generator is"):
+        read_manifest(tmp_path / "m.parquet")
+
+
+def test_a_manifest_without_folds_gets_them_from_its_sources(tmp_path):
+    table().drop(columns=["fold", "set"]).to_csv(tmp_path / "m.csv", index=False)
+    frame = read_manifest(tmp_path / "m.csv")
+    assert frame["fold"].tolist() == [fold_of("a"), fold_of("b")] and frame["set"].tolist() == ["", ""]
+
+
+CELLS = st.one_of(
+    st.none(), st.booleans(), st.integers(-9, 9), st.floats(), st.text(max_size=6), st.binary(max_size=6),
+    st.sampled_from(["train", "test", "none", "0", "1", "a"]),
+)  # fmt: skip
+
+
+@settings(max_examples=100, deadline=2000, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(data=st.data())
+def test_whatever_is_in_a_table_it_is_a_manifest_or_a_data_error(tmp_path, data):
+    names = data.draw(
+        st.lists(st.sampled_from([*COLUMNS, "x", ""]), unique=True, max_size=10) | st.just(COLUMNS)
+    )
+    n = data.draw(st.integers(0, 4))
+    frame = pd.DataFrame(
+        {name: data.draw(st.lists(CELLS, min_size=n, max_size=n)) for name in names}, dtype=object
+    )
+    file = tmp_path / data.draw(st.sampled_from(["m.csv", "m.parquet"]))
+    try:
+        frame.to_csv(file, index=False) if file.suffix == ".csv" else frame.to_parquet(file)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError):  # cells that Parquet cannot mix
+        frame.map(str).to_csv(file.with_suffix(".csv"), index=False, errors="replace")
+        file = file.with_suffix(".csv")
+    whole = file.read_bytes()
+    place = data.draw(st.integers(0, len(whole)))
+    file.write_bytes(whole[:place] + data.draw(st.binary(max_size=3)) + whole[place:])
+    try:
+        back = read_manifest(file)
+    except DataError as error:
+        assert file.name in str(error)
+    else:
+        assert (
+            set(back["label"]) <= {0, 1}
+            and set(back["fold"]) <= set(range(5))
+            and (back["generator"] != "").all()
+        )
 
 
 def test_identical_files_share_a_split_whatever_their_names(tmp_path):
     folder = write_folders(tmp_path, n=20)
-    for i in range(19):  # a chain of copies: all of them one source
+    for i in range(12):  # a chain of copies: all of them one source
         shutil.copy(folder / "real" / f"{i:02}.png", folder / "fake" / "half" / f"{i + 1:02}.png")
     frame = from_folders([folder / "real"], {"half": folder / "fake" / "half"}, split=True)
+    assert frame["source"].nunique() == 8
     assert (frame.groupby("sha256")["split"].nunique() == 1).all()
     assert (frame.groupby("source")["split"].nunique() == 1).all()
+    other = from_folders([folder / "real"], {"half": folder / "fake" / "half"}, split=True, seed=1)
+    assert (other["split"] != frame["split"]).any()
 
 
 def test_an_empty_folder_is_named(tmp_path):
@@ -193,5 +240,5 @@ def test_a_name_that_is_not_utf_8_has_a_path_that_can_be_written_but_no_place_in
     picture(0).save(name)
     frame = from_files([name])
     assert frame["path"][0].encode() and frame["file"][0] == name and frame["sha256"][0]
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match="no image in it"):
         from_folders([tmp_path], {})

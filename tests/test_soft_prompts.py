@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
@@ -98,7 +99,7 @@ def test_only_the_rows_change_and_only_they_are_trained(tmp_path, tower):
     model = tower(len(tokenizer))
     words = soft_prompts.pseudo_words(3)
     peft = soft_prompts.attach(model, tokenizer, words, seed=1)
-    assert soft_prompts.count_trainable(peft) == 3 * 16
+    assert sum(p.numel() for p in peft.parameters() if p.requires_grad) == 3 * 16
     before = {k: v.clone() for k, v in peft.state_dict().items() if "delta" not in k}
     ids = tokenizer(f"is this {' '.join(words)} real", return_tensors="pt").input_ids
     kwargs = {"decoder_input_ids": ids} if tower is t5 else {}
@@ -138,7 +139,7 @@ def test_same_output_as_rows_written_into_a_plain_tower_and_as_plain_peft(tmp_pa
     plain.load_state_dict(weights)
     again = soft_prompts.load(plain, tokenizer, soft_prompts.pseudo_words(2), tmp_path / "adapter").eval()
     assert torch.equal(again(input_ids=ids)[0][..., :n], expected[..., :n])
-    assert soft_prompts.count_trainable(again) == 0
+    assert sum(p.numel() for p in again.parameters() if p.requires_grad) == 0
 
 
 def test_rows_stay_float32_in_a_bfloat16_tower(tmp_path):
@@ -149,6 +150,23 @@ def test_rows_stay_float32_in_a_bfloat16_tower(tmp_path):
     assert output.dtype == torch.bfloat16
     output.float()[..., 0].sum().backward()
     assert soft_prompts.vectors(peft).grad.abs().sum() > 0
+
+
+def test_a_forward_does_not_copy_the_table(tmp_path, monkeypatch):
+    tokenizer = wordpiece(tmp_path)
+    model = soft_prompts.attach(bert(len(tokenizer)), tokenizer, soft_prompts.pseudo_words(2))
+    layer = next(m for m in model.modules() if isinstance(m, soft_prompts.RowLookup))
+    ids = tokenizer("is this [*1] [*2] real", return_tensors="pt").input_ids
+    expected = TrainableTokensLayer.forward(layer, ids)  # peft's own
+    expected.square().sum().backward()
+    gradient = soft_prompts.vectors(model).grad.clone()
+    soft_prompts.vectors(model).grad = None
+    monkeypatch.setattr(
+        TrainableTokensLayer, "get_merged_weights", lambda *_: pytest.fail("the table is copied")
+    )
+    found = layer(ids)
+    found.square().sum().backward()
+    assert torch.equal(found, expected) and torch.equal(soft_prompts.vectors(model).grad, gradient)
 
 
 def test_start_values(tmp_path):

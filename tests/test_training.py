@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from afp.errors import ModelError
+from afp.models import training
 from afp.models.training import Recipe, train
 
 
@@ -66,34 +67,27 @@ def test_same_seed_same_result_other_seed_another():
 
 
 @pytest.mark.parametrize("validated", [False, True])
-def test_resumed_run_equals_uninterrupted(tmp_path, validated):
-    whole, stopped, resumed = Model(), Model(), Model()
-    calls = []
+@pytest.mark.parametrize(("every", "dies_at"), [(500, 9), (2, 7)])
+def test_resumed_run_equals_uninterrupted(tmp_path, monkeypatch, validated, every, dies_at):
+    """Killed in the middle of an epoch, it goes on from the last state, kept each epoch and each `every` steps."""
+    monkeypatch.setattr(training, "SAVE_EVERY", every)
+    whole, stopped, resumed, steps = Model(), Model(), Model(), []
 
-    def validate(model):
-        return -float(loss(model, data().tensors))
-
-    def dies(model):
-        calls.append(model)
-        if len(calls) == 3:
+    def dying_loss(model, batch):
+        steps.append(1)
+        if len(steps) == dies_at:
             raise KeyboardInterrupt
-        return validate(model) if validated else 0.0
+        return loss(model, batch)
 
-    keep = {"validate": validate} if validated else {}
+    keep = {"validate": lambda model: -float(loss(model, data().tensors))} if validated else {}
     expected = train(whole, data(), loss, RECIPE, progress=False, **keep)
     with pytest.raises(KeyboardInterrupt):
-        if validated:
-            train(stopped, data(), loss, RECIPE, validate=dies, checkpoint=tmp_path, progress=False)
-        else:
-            seen = iter(range(9))
-
-            def dying_loss(model, batch):
-                if next(seen) == 8:
-                    raise KeyboardInterrupt
-                return loss(model, batch)
-
-            train(stopped, data(), dying_loss, RECIPE, checkpoint=tmp_path, progress=False)
-    history = train(resumed, data(), loss, RECIPE, checkpoint=tmp_path, progress=False, **keep)
+        # Its validation takes no step of the recipe's, so it calls the plain loss.
+        train(stopped, data(), dying_loss, RECIPE, checkpoint=tmp_path, progress=False, **keep)
+    done = []
+    counted = lambda model, batch: done.append(1) or loss(model, batch)  # noqa: E731
+    history = train(resumed, data(), counted, RECIPE, checkpoint=tmp_path, progress=False, **keep)
+    assert len(done) == 16 - (dies_at - 1) // min(every, 4) * min(every, 4)
     assert same(state(whole), state(resumed))
     assert expected.drop(columns="seconds").equals(history.drop(columns="seconds"))
     again = train(Model(), data(), loss, RECIPE, checkpoint=tmp_path, progress=False, **keep)
@@ -150,8 +144,18 @@ def test_learning_rates():
     assert rates[0] == 0.5 and rates[5] == 0.75 and rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5)
     assert rates == sorted(rates[:11]) + sorted(rates[11:], reverse=True)
-    coop = Recipe(lr=2e-3, epochs=2, batch_size=1, warmup="constant", warmup_epochs=1, warmup_lr=1e-5)
-    assert [coop.lr_at(s, 7) for s in range(8)] == [1e-5] * 7 + [2e-3]
+    dassl = Recipe(
+        lr=2e-3,
+        epochs=4,
+        batch_size=1,
+        schedule="cosine-epoch",
+        warmup="constant",
+        warmup_epochs=1,
+        warmup_lr=1e-5,
+    )
+    cosine = [1e-3 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(3)]
+    expected = [rate for rate in [1e-5, *cosine] for _ in range(7)]
+    assert [dassl.lr_at(s, 7) for s in range(28)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

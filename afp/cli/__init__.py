@@ -16,7 +16,7 @@ app = typer.Typer(
 )
 for command in (
     *(data.doctor, data.demo, data.manifest, data.audit),
-    *(detect.fit, detect.score, detect.evaluate, detect.test),
+    *(detect.fit, detect.calibrate, detect.score, detect.evaluate, detect.test),
     *(attack.attack, checkpoint.import_checkpoint, notebooks.run, notebooks.gallery),
 ):
     app.command()(command)

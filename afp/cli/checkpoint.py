@@ -1,4 +1,4 @@
-"""The command about AntifakePrompt's released files."""
+"""The command about weights that others released."""
 
 from __future__ import annotations
 
@@ -9,30 +9,42 @@ import typer
 
 
 def import_checkpoint(
-    file: Annotated[Path, typer.Argument(help="AntifakePrompt's .pth file.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="AntifakePrompt's .pth, UniversalFakeDetect's fc_weights.pth, or CoOp's prompt learner."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="Run folder to make from FILE.")] = None,
     export: Annotated[
         Path | None,
-        typer.Option(help="The other way: a vlm-prompt run to write into FILE, in the same layout."),
+        typer.Option(help="The other way: a vlm-prompt run to write into FILE, as AntifakePrompt does."),
     ] = None,
     backbone: Annotated[
-        str, typer.Option(help="The InstructBLIP that it was trained on: an alias, a hub name or a folder.")
-    ] = "instructblip-vicuna-7b",
-    question: Annotated[str, typer.Option(help="What every image is asked.")] = "Is this photo real?",
-    position: Annotated[str, typer.Option(help="Of the pseudo-word: postfix | prefix | replace")] = "postfix",
+        str | None,
+        typer.Option(
+            help="What it was trained on: an alias, a hub name or a folder; by default the paper's."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Field of the run, as name=value (repeatable): position=prefix, statistics=lama."
+        ),
+    ] = None,
     threshold: Annotated[
-        float, typer.Option(help="P(fake) from which an image is called fake; the paper's is .5.")
+        float, typer.Option(help="P(fake) from which an image is called fake; the papers' is .5.")
     ] = 0.5,
 ) -> None:
-    """Make a run of a released pseudo-word, to score with like an own one; or, with --export, the reverse."""
+    """Make a run of weights that others released, to score with like an own one; or, with --export, the reverse."""
     from ..detectors import released
     from ..errors import ModelError
 
-    if (out is None) == (export is None):
-        raise ModelError("give either --out (FILE becomes a run) or --export (a run becomes FILE)")
-    if export:
+    if export and not out:
         typer.echo(f"checkpoint: {released.export_checkpoint(export, file)}")
         return
-    config = {"question": question, "position": position}
-    folder = released.import_checkpoint(file, out, backbone, threshold, **config)
-    typer.echo(f"run: {folder}")
+    if export or not out:
+        raise ModelError("give either --out (FILE becomes a run) or --export (a run becomes FILE)")
+    config = dict(pair.partition("=")[::2] for pair in settings or [])
+    folder, note = released.import_checkpoint(file, out, backbone, threshold, **config)
+    typer.echo(f"run: {folder}" + (f"\nnote: {note}" if note else ""))

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
 from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
 
+from ..files import written_whole
 from .screen import console, print_findings, print_frame
 
 
@@ -41,48 +45,117 @@ def demo() -> None:
 
 
 def manifest(
-    folder: Annotated[Path | None, typer.Argument(help="Folder with real/ and fake/<generator>/.")] = None,
-    real_dir: Annotated[
-        list[Path] | None, typer.Option("--real-dir", "--real_dir", help="Folder of real images.")
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FOLDER | TABLE | SHARD...]", help="A tree, a table of paths, or .tar/.parquet."
+        ),
     ] = None,
-    fake_dir: Annotated[
-        list[Path] | None, typer.Option("--fake-dir", "--fake_dir", help="Folder of one generator's images.")
+    real: Annotated[
+        list[str] | None,
+        typer.Option("--real", "--real-dir", "--real_dir", help="[NAME=]folder (or list) of real images."),
+    ] = None,
+    fake: Annotated[
+        list[str] | None,
+        typer.Option("--fake", "--fake-dir", "--fake_dir", help="[NAME=]folder (or list) of one generator."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Manifest to write, .csv or .parquet.")] = Path("manifest.csv"),
+    layout: Annotated[
+        str,
+        typer.Option(help="auto; sets: the first folder names the generator; categories: no folder does."),
+    ] = "auto",
+    path_column: Annotated[str, typer.Option(help="Of a table: the paths.")] = "",
+    label_column: Annotated[str, typer.Option(help="Of a table or shard: the labels.")] = "",
+    real_value: Annotated[str, typer.Option(help="Of a table or shard: the label that means real.")] = "",
+    source_rule: Annotated[
+        str,
+        typer.Option(help="stem, folder, column:NAME, or a regular expression whose groups are the parents."),
+    ] = "",
     split: Annotated[
-        bool, typer.Option("--split", help="Split 60/20/20 by source; else all is test.")
+        bool,
+        typer.Option(
+            "--split", help="Split 60/20/20 by source; else the data set's own split, or all is test."
+        ),
     ] = False,
     held_out: Annotated[
         list[str] | None, typer.Option(help="Generator kept out of training and validation (repeatable).")
     ] = None,
     seed: Annotated[int, typer.Option(help="Changes which source goes where.")] = 0,
+    drop_unreadable: Annotated[
+        bool, typer.Option("--drop-unreadable", help="Decode every image; leave out what cannot be.")
+    ] = False,
+    left_out: Annotated[Path | None, typer.Option(help="CSV to write: every file left out, and why.")] = None,
 ) -> None:
-    """Make a manifest from folders. Files of one name derive from one source and share a split."""
-    from ..data.layouts import from_folders
+    """Make a manifest of images as they come. Images of one source (photograph, video) share a split."""
+    from ..data import layouts
     from ..data.manifest import write_manifest
     from ..errors import DataError
 
-    real, fake = list(real_dir or []), {f.resolve().name: f for f in fake_dir or []}
-    if len(fake) < len(fake_dir or []):
-        raise DataError(
-            f"--fake-dir: {len(fake_dir)} folders of {len(fake)} names ({', '.join(fake)}); a folder's name is the "
-            "generator's, so each must differ"
-        )
-    if folder:
-        real += [folder / "real"]
-        generators = sorted(p for p in (folder / "fake").glob("*") if p.is_dir())
-        fake |= {p.name: p for p in generators} or {"fake": folder / "fake"}
-    if not real or not fake:
-        raise DataError("give a folder with real/ and fake/<generator>/, or both --real-dir and --fake-dir")
-    frame = from_folders(real, fake, split, seed)
-    if unknown := set(held_out or []) - set(fake):
-        raise DataError(f"--held-out: no generator {sorted(unknown)[0]!r}, expected {', '.join(fake)}")
+    if layout not in layouts.LAYOUTS:
+        raise DataError(f"--layout: {layout!r}, expected {' | '.join(layouts.LAYOUTS)}")
+    if bool(inputs) == bool(real or fake):
+        raise DataError("give a folder, a table or shards; or both --real DIR and --fake NAME=DIR")
+    tables = list(inputs or [])
+    if len(tables) == 1 and tables[0].is_dir():
+        tables = layouts.find_shards(tables[0])
+    if tables:
+        listing = layouts.read_tables(tables, path_column, label_column, real_value)
+    elif inputs:
+        listing = layouts.read_tree(inputs[0], layout)
+    else:
+        listing = layouts.read_places(_named(real or [], "real"), _named(fake or [], ""))
+    frame, notes = layouts.make_manifest(listing, source_rule, split, seed, drop_unreadable)
+    generators = sorted(set(frame.loc[frame["label"] == 1, "generator"]))
+    if frame["label"].nunique() < 2:
+        raise DataError(f"all {len(frame)} images are {'fake' if generators else 'real'}; both are needed")
+    if unknown := set(held_out or []) - set(generators):
+        raise DataError(f"--held-out: no generator {sorted(unknown)[0]!r}, expected {', '.join(generators)}")
     away = frame["generator"].isin(held_out or []) & (frame["split"] != "test")
     frame.loc[away, "split"] = "none"
+    _print_listing(frame, listing.left_out, notes)
+    if left_out:
+        with written_whole(left_out) as partial:
+            pd.DataFrame(listing.left_out, columns=["file", "group", "reason"]).to_csv(partial, index=False)
+        typer.echo(f"left out: {left_out}")
     write_manifest(frame, out)
-    counts = frame.groupby(["generator", "split"]).size().unstack(fill_value=0)
-    typer.echo(counts.to_string())
     typer.echo(f"{len(frame)} images: {out}")
+
+
+def _named(texts: list[str], default: str) -> list[tuple[str, Path]]:
+    """``NAME=DIR`` or ``DIR``: without a name it is the default, or the folder's."""
+    from ..errors import DataError
+
+    pairs = []
+    for text in texts:
+        name, equals, place = text.rpartition("=")
+        if equals and not name:
+            raise DataError(f"{text!r}: expected NAME=DIR, or a folder")
+        pairs.append((name or default or Path(place).resolve().name, Path(place)))
+    bare = [name for (name, _), text in zip(pairs, texts, strict=True) if "=" not in text and name != default]
+    if len(bare) > len(set(bare)):
+        raise DataError(f"{', '.join(texts)}: folders of one name; give each generator's by NAME=DIR")
+    return pairs
+
+
+def _print_listing(frame: pd.DataFrame, left_out: list, notes: list[str]) -> None:
+    """What was understood, as a tree: classes, generators, sets, with counts; then what was left out."""
+    tree = Tree(f"{len(frame)} images of {frame['source'].nunique()} sources")
+    for label, name in ((0, "real"), (1, "fake")):
+        part = frame[frame["label"] == label]
+        branch = tree.add(f"{name}: {len(part)}")
+        for (generator, group), images in part.groupby(["generator", "set"]):
+            counts = ", ".join(f"{n} {split}" for split, n in images["split"].value_counts().items())
+            title = f"{generator} (set {group})" if group else generator
+            branch.add(
+                Text(f"{title}: {len(images)} images, {images['source'].nunique()} sources ({counts})")
+            )
+    console.print(tree)
+    for group, rows in pd.DataFrame(left_out, columns=["file", "group", "reason"]).groupby("group"):
+        reasons = rows["reason"].str.partition(":")[0].value_counts()
+        parts = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
+        typer.echo(f"not taken, {group or 'in the shards'}: {parts}, such as {rows['file'].iloc[0]}")
+    for note in notes:
+        typer.secho(note, fg="yellow")
 
 
 def audit(

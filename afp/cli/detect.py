@@ -1,4 +1,4 @@
-"""Commands about detectors: fit, score, evaluate, test."""
+"""Commands about detectors: fit, calibrate, score, evaluate, test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from ..detectors import NAMES
 from ..errors import DataError
-from .screen import pair, print_answers, print_metrics
+from .screen import pair, print_answers, print_metrics, print_questions
 
 RunOption = Annotated[Path | None, typer.Option(help="Run folder; default: the demo's linear probe.")]
 
@@ -27,6 +27,16 @@ def fit(
     ] = None,
     without: Annotated[list[str] | None, typer.Option(help="Generator left out of training.")] = None,
     backbone: Annotated[str | None, typer.Option(help="demo-clip, an alias, a hub name or a folder.")] = None,
+    target_fpr: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of validation's real images that the threshold may call fake. [default: 0.05]"
+        ),
+    ] = None,
+    balanced: Annotated[
+        bool,
+        typer.Option("--balanced", help="Threshold of the best balanced accuracy; default with --fold all."),
+    ] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Config field of the detector, as name=value (repeatable)."),
@@ -34,28 +44,44 @@ def fit(
 ) -> None:
     """Train a detector. Validation picks its hyperparameters and its threshold."""
     from ..data.manifest import read_manifest
-    from ..errors import DataError
+    from ..detectors.base import read_config
+    from ..detectors.operating_point import TARGET_FPR, OperatingPoint
     from ..results import runs
     from ..results.scores import read_scores
 
-    config = _settings(settings or [])
-    if backbone:
-        config["backbone"] = backbone
+    config = dict(_setting(text) for text in settings or []) | ({"backbone": backbone} if backbone else {})
     if fold not in (None, "all") and not fold.isdigit():
         raise DataError(f"--fold: {fold!r}, expected 0 to 4 or all")
+    if balanced and target_fpr is not None:
+        raise DataError("give either --target-fpr or --balanced")
+    if target_fpr is None and not balanced and fold != "all":
+        target_fpr = TARGET_FPR
     frame = read_manifest(_demo_or(manifest))
-    options = {"out": out, "config": config, "without": without or []}
+    options: dict = {"config": config, "without": without or [], "target_fpr": target_fpr}
     if fold == "all":
-        folder = runs.cross_fit(detector, frame, **options)
+        folder = runs.cross_fit(detector, frame, out, **options)
         typer.echo(f"scores: {folder / 'scores.csv'}")
         print_metrics(read_scores(folder / "scores.csv"), folder / "metrics.json")
     else:
-        folder = runs.fit_run(detector, frame, fold=None if fold is None else int(fold), **options)
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    typer.echo(
-        f"{detector}: {content['n_trainable']:,} trained numbers, threshold {content['threshold']:.3f}"
-    )
+        folder = runs.fit_run(detector, frame, out, fold=None if fold is None else int(fold), **options)
+    content = read_config(folder)
+    typer.echo(f"{detector}: {content['n_trainable']:,} trained numbers")
+    typer.echo(str(OperatingPoint(**content["operating_point"])))
     typer.echo(f"run: {folder}")
+
+
+def calibrate(
+    run: Annotated[Path, typer.Argument(help="Run folder, changed in place.")],
+    reals: Annotated[
+        list[Path], typer.Option(help="Folder of your own photographs, or images (repeatable).")
+    ],
+    target_fpr: Annotated[float, typer.Option(help="Share of them that may be called fake.")] = 0.05,
+) -> None:
+    """Move a run's threshold to your own photographs. Scores stay as they are; `afp score` uses it from then on."""
+    from ..results import runs
+
+    frame, skipped = _frame(reals)
+    typer.echo(f"{runs.calibrate(run, frame, target_fpr)}\n{skipped} files skipped\nrun: {run}")
 
 
 def score(
@@ -67,6 +93,13 @@ def score(
     perturbation: Annotated[
         str, typer.Option(help="Such as jpeg:75, blur:1 or rescale:0.5+jpeg:75.")
     ] = "none",
+    threshold: Annotated[
+        list[str] | None,
+        typer.Option(help="P(fake) to call fake from, instead of the run's; or GENERATOR=P (repeatable)."),
+    ] = None,
+    target_fpr: Annotated[
+        float | None, typer.Option(help="Threshold by the share of the run's known real images called fake.")
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(help="Page with thumbnails, explanations and relevance maps to write.")
     ] = None,
@@ -81,30 +114,37 @@ def score(
     """Score images with a run: P(fake), a row each. Exit 1 if any could not be read."""
     from .. import detectors
     from ..data import preprocess
+    from ..data.images import count_reasons
     from ..detectors import base
     from ..figures import report
     from ..results import verdict
     from ..results.scores import score_to_csv
 
     perturbation = preprocess.check_perturbation(perturbation)
+    thresholds = _thresholds(threshold or [])
     folder = _run(run)
     if explain:
         from ..figures.overlays import write_overlays
         from ..studies.gradients import check_differentiable
 
         check_differentiable(base.read_config(folder)["detector"])  # refused before any work
+    standing = verdict.Standing.of(folder)
+    if target_fpr is not None:
+        thresholds = {"": standing.threshold_at(target_fpr)} | thresholds
     frame, skipped = _frame(paths)
-    table = score_to_csv(folder, frame, out, perturbation=perturbation)
-    failed = table[table["error"] != ""]
-    good = table[table["error"] == ""]
-    fakes = good["score"] >= good["threshold"]
+    table = score_to_csv(folder, frame, out, perturbation=perturbation, thresholds=thresholds)
+    failed, good = table[table["error"] != ""], table[table["error"] == ""]
     if len(table) <= 20:
-        print_answers(good, frame, verdict.Standing.of(folder))
+        print_answers(good, frame, standing)
     for message in failed["error"].head(20):
         typer.secho(f"error  {message}", fg="red", err=True)
-    typer.echo(
-        f"{len(good)} scored ({int(fakes.sum())} called fake), {len(failed)} failed, {skipped} skipped: {out}"
-    )
+    called = int((good["verdict"] == "fake").sum())
+    counts = f"{len(good)} scored ({called} called fake), {len(failed)} failed, {count_reasons(skipped)}"
+    typer.echo(f"{counts}: {out}")
+    if met := int((table["role"] != "").sum()):
+        typer.echo(
+            f"{met} of them, or their photographs, had a part in the fit; `afp evaluate` leaves them out"
+        )
     if html:
         typer.echo(f"report: {report.write_html(table, frame, folder, html, maps)}")
     if explain:
@@ -122,19 +162,31 @@ def evaluate(
 ) -> None:
     """Metrics with 95 % intervals, per generator, mean and minimum over the held-out ones.
 
-    Rows of other splits than test are left out: a detector may have been trained on their photographs.
+    Of any detector's scores: a CSV with path, label (1 is fake) and score (P(fake)), and what else there is. Images
+    that the run has met are left out; where it does not know, those of other splits than test.
     """
-    from ..results.scores import read_scores
+    from ..results.scores import held_out_rows, read_scores
 
     parts = {file: read_scores(file) for file in tables}
     for file, part in parts.items():
         if part["label"].isna().all():
             reason = "no image in it has a label" if len(part) else "it has no row"
             raise DataError(f"{file}: {reason}; score a manifest (`afp manifest`), not plain files")
-    table = _of_the_test(pd.concat(parts.values(), ignore_index=True))
-    several = table.groupby("detector")["run"].transform("nunique") > 1
-    table["detector"] = table["detector"].mask(several, table["run"])
-    print_metrics(table, out, markdown)
+    table = pd.concat(parts.values(), ignore_index=True)
+    kept = held_out_rows(table)
+    if len(kept) < len(table):
+        away = table.drop(index=kept.index)
+        why = away["role"].where(away["role"] != "", "split " + away["split"]).value_counts()
+        counts = ", ".join(f"{n} {name}" for name, n in why.items())
+        if kept.empty:
+            raise DataError(
+                f"no row to evaluate ({counts}): only images that a detector never met tell its worth"
+            )
+        typer.secho(f"{len(away)} of {len(table)} rows are left out ({counts})", fg="yellow", err=True)
+    several = kept.groupby("detector")["run"].transform("nunique") > 1
+    kept = kept.assign(detector=kept["detector"].mask(several, kept["run"]))
+    print_questions(kept)
+    print_metrics(kept, out, markdown)
 
 
 def test(
@@ -152,7 +204,6 @@ def test(
     from .. import detectors
     from ..data.layouts import from_folders
     from ..data.manifest import from_files
-    from ..errors import DataError
     from ..results.scores import score_frame
 
     if bool(img_path) == bool(real_dir or fake_dir):
@@ -167,11 +218,10 @@ def test(
         frame = pd.concat([p for p in parts if p is not None], ignore_index=True)
     table = score_frame(detector, frame, run=folder.name)
     failed, good = table[table["error"] != ""], table[table["error"] == ""]
-    fake = good["score"] >= good["threshold"]
+    fake = good["verdict"] == "fake"
     lines = [f"run: {folder}"]
     if img_path:
-        for row, verdict in zip(good.itertuples(), fake, strict=True):
-            lines.append(f"{row.path}: {'fake' if verdict else 'real'}, P(fake) {row.score:.3f}")
+        lines += [f"{row.path}: {row.verdict}, P(fake) {row.score:.3f}" for row in good.itertuples()]
     else:
         right = fake == good["label"].astype(bool)
         lines.append(f"overall accuracy: {right.mean():.2%} of {len(good)}")
@@ -191,31 +241,26 @@ def test(
         raise typer.Exit(1)
 
 
-def _of_the_test(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the test split, or of no split; says how many others there are."""
-    test = table["split"].isin(["test", ""])
-    if test.all():
-        return table
-    counts = ", ".join(f"{n} {split}" for split, n in table.loc[~test, "split"].value_counts().items())
-    if not test.any():
-        raise DataError(f"split: {counts}, and no row of test; only a test tells what a detector is worth")
-    typer.secho(
-        f"{(~test).sum()} of {len(table)} rows are left out ({counts}): the detector may have been trained on their "
-        "photographs",
-        fg="yellow",
-        err=True,
-    )
-    return table[test]
+def _setting(text: str) -> tuple[str, object]:
+    """name=value; the value is read as JSON where it is JSON, else as text."""
+    name, value = pair("--set", text)
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
-def _settings(pairs: list[str]) -> dict:
-    """name=value pairs; a value is read as JSON where it is JSON, else as text."""
+def _thresholds(texts: list[str]) -> dict[str, float]:
+    """Generator -> threshold, under "" for all that are not named."""
     found = {}
-    for name, value in (pair("--set", text) for text in pairs):
+    for text in texts:
+        generator, _, value = text.rpartition("=")
         try:
-            found[name] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name] = value
+            found[generator] = float(value)
+        except ValueError:
+            found[generator] = float("nan")
+        if not 0 <= found[generator] <= 1:
+            raise DataError(f"--threshold: {text!r}, expected a number from 0 to 1, or GENERATOR=number")
     return found
 
 
@@ -239,7 +284,7 @@ def _run(run: Path | None) -> Path:
     return run
 
 
-def _frame(paths: list[Path]):
+def _frame(paths: list[Path]) -> tuple[pd.DataFrame, int]:
     from ..data.images import list_images
     from ..data.manifest import from_files, read_manifest
 

@@ -197,7 +197,7 @@ def _fit(tower: BackboneSize, n_train: int, preset: str) -> tuple[bool, str]:
     """Of one pseudo-word: each epoch asks once about each training image; only activations have gradients."""
     if preset not in PRESETS:
         return False, f"preset {preset!r}, expected one of {', '.join(PRESETS)}"
-    epochs = (PRESETS[preset]["recipe"] or VlmPrompt.demo_recipe).epochs
+    epochs = (PRESETS[preset] or VlmPrompt.demo_recipe).epochs
     gpu = 2 * epochs * n_train * tower.answer_flops / GPU_FLOPS / 3600
     return True, (
         f"at least {gpu:.2g} GPU-hours a fit of the pseudo-word: {epochs} epochs x {n_train:,} training images x 2 "

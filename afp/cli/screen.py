@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from ..errors import DataError
+from ..files import written_whole
+
+if TYPE_CHECKING:
+    from ..results.verdict import Standing
 
 console = Console()
 if not console.is_terminal:
@@ -28,17 +35,26 @@ def print_findings(findings: Iterable) -> bool:
 def pair(option: str, text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise ValueError(f"{option}: {text!r}, expected name=value")
+        raise DataError(f"{option}: {text!r}, expected name=value")
     return name, value
+
+
+def print_questions(table: pd.DataFrame) -> None:
+    """What about a scores table's names makes one doubt its labels."""
+    from ..results.scores import doubtful_names
+
+    for text in doubtful_names(table):
+        typer.secho(f"question: {text}", fg="yellow", err=True)
 
 
 def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False) -> None:
     """A table a detector, one that compares them, and all metrics into ``out`` (.csv or .json)."""
     from ..results import metrics
+    from ..results.scores import write_rows
     from ..results.tables import comparison_table, held_out_table, to_markdown
 
     if out and out.suffix not in (".csv", ".json"):
-        raise ValueError(f"--out: {out}, expected a name ending in .csv or .json")
+        raise DataError(f"--out: {out}, expected a name ending in .csv or .json")
     results = metrics.evaluate(table)
     parts = list(results.groupby(["detector", "perturbation"], sort=False))
     if results["perturbation"].nunique() > 1:
@@ -55,38 +71,42 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
             title = detector if perturbation == "none" else f"{detector}, {perturbation}"
             print_frame(held_out_table(part), title=title)
         if results["detector"].nunique() > 1:
-            plain = results[results["perturbation"] == results["perturbation"].iloc[0]]
-            print_frame(comparison_table(plain), title="AUC with 95 % intervals")
-    failed = int((table["error"] != "").sum())
-    if failed:
+            print_frame(comparison_table(results), title="AUC with 95 % intervals")
+    fakes = results[results["kind"] != "real"]
+    for reals in fakes.loc[
+        (fakes["against"] == "real") & fakes["reals"].str.contains(" + ", regex=False), "reals"
+    ].unique():
+        typer.echo(f"real images are pooled ({reals}); a column `set` pairs each generator with its own")
+    for text in metrics.questions(results):
+        typer.secho(f"question: {text}", fg="yellow", err=True)
+    if failed := int((table["error"] != "").sum()):
         typer.secho(f"{failed} of {len(table)} rows failed and are left out", fg="yellow", err=True)
     if out is None:
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".csv":
-        results.to_csv(out, index=False)
-    else:
-        results.to_json(out, orient="records", indent=1)
+    with written_whole(out) as partial:
+        if out.suffix == ".csv":
+            write_rows(results, partial, header=True)
+        else:
+            results.to_json(partial, orient="records", indent=1)
     typer.echo(f"metrics: {out}")
 
 
-def print_answers(table: pd.DataFrame, frame: pd.DataFrame, standing) -> None:
+def print_answers(table: pd.DataFrame, frame: pd.DataFrame, standing: Standing) -> None:
     """A few scored images (all readable): verdict, what speaks against it, and what the run is worth."""
     from ..figures.report import with_files
     from ..results.verdict import cautions
 
     for row, file in with_files(table, frame):
-        typer.echo(
-            f"{standing.verdict(row.score)}  P(fake) {row.score:.3f} (threshold {row.threshold:.3f})  {row.path}"
-        )
+        verdict = "FAKE" if row.verdict == "fake" else row.verdict
+        typer.echo(f"{verdict}  P(fake) {row.score:.3f} (threshold {row.threshold:.3f})  {row.path}")
         typer.echo(f"      {standing.among(row.score)}")
         for text in cautions(file, standing.normalisation):
             typer.secho(f"      caution, {text}", fg="yellow")
     if len(table):
-        typer.echo("\n".join(standing.about()))
+        typer.echo("\n".join(standing.about(table["threshold"].iloc[0])))
 
 
-def print_frame(frame, title: str | None = None) -> None:
+def print_frame(frame: pd.DataFrame, title: str | None = None) -> None:
     table = Table(*[str(c) for c in frame.columns], title=title)
     for row in frame.itertuples(index=False):
         table.add_row(*[str(v) for v in row])

@@ -1,7 +1,7 @@
-"""Safe decoding and normalisation: from files of unknown origin to pixels that can be compared.
+"""Safe decoding: from files of unknown origin to pixels that can be compared.
 
-Both classes enter through :func:`open_image` and one :class:`Normalisation`, so that file format, size and
-JPEG tables cannot tell real from fake.
+Both classes enter through :func:`open_image` and one normalisation, so that file format, size and JPEG tables
+cannot tell real from fake. A file is a path, or ``shard.tar::member`` (see `afp.data.archives`).
 """
 
 from __future__ import annotations
@@ -10,38 +10,47 @@ import hashlib
 import io
 import logging
 import os
-import stat
+import re
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 from PIL.Image import Transpose
 from tqdm.auto import tqdm
 
 from ..errors import ImageError, UnreadableImages
 from ..files import printable
+from .archives import open_regular, read_member, split_member
 
 FORMAT_OF = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
     ".png": "PNG",
     ".webp": "WEBP",
     ".bmp": "BMP",
     ".tif": "TIFF",
     ".tiff": "TIFF",
     ".gif": "GIF",
+    ".avif": "AVIF",
+    ".heic": "HEIF",
+    ".heif": "HEIF",
 }
-EXTENSIONS = frozenset(FORMAT_OF)
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 100_000_000
+MAX_JPEG_PIXELS = 2**28  # a baseline JPEG over MAX_PIXELS is decoded at half its size, in bounded memory
 MIN_SIDE = 16  # pixels; below it nothing is left that a detector could judge
-_FORMATS = sorted(set(FORMAT_OF.values()))
+GREY_SIDE = 32  # pixels of the small grey picture that the audit compares
+_FORMATS = sorted({*FORMAT_OF.values()} - {"HEIF"})
+# How the content of these formats begins: tells an image that has no extension, or an unknown one.
+_BEGINNINGS = re.compile(
+    rb"\xff\xd8\xff|\x89PNG|GIF8|BM....\0{4}|RIFF....WEBP|II\*\0|MM\0\*|....ftyp(?:avi|mif1|msf1|hei|hev)",
+    re.DOTALL,
+)
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -51,51 +60,37 @@ _UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
-# Changing the warning filters is process-wide, so one thread decodes at a time.
+# Changing Pillow's limits and the warning filters is process-wide, so one thread decodes at a time.
 _DECODING = threading.Lock()
 # Pillow reports some damage through logging; without a handler that would land on the user's screen.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(file: str | Path, digest: str = "") -> Image.Image:
     """Decode a file's first frame, upright, as 8-bit sRGB of any size; transparency lies on white.
 
-    Reads JPEG, PNG, WEBP, BMP, TIFF and GIF; the content must be what the extension says.
+    Reads JPEG, PNG, WEBP, BMP, TIFF, GIF, AVIF and, with the extra ``heic``, HEIC. The content decides, whatever
+    the extension says (see :func:`extension_caution`). A baseline JPEG of 100 to 268 million pixels comes at
+    half its size.
 
+    Args:
+        digest: hex SHA-256 that the file's bytes must have; empty for any.
     Raises:
-        ImageError: the file is missing, not a regular file, empty, cut short within the first frame, damaged,
-            disguised as another format, over 256 MiB or 100 million pixels, or a side is under 16 pixels.
+        ImageError: the file is another than that of ``digest``, missing, not a regular file, empty, cut short within
+            the first frame, damaged, of another format, over 256 MiB or 100 million pixels, or a side is under 16
+            pixels.
     """
-    name = printable(path)
-    expected = FORMAT_OF.get(Path(path).suffix.lower())
-    if expected is None:
-        listed = ", ".join(sorted(EXTENSIONS))
-        raise ImageError(f"{name}: extension {Path(path).suffix!r} is none of {listed}")
-    with _open_regular(path) as file:
-        data = file.read(MAX_BYTES + 1)
-    if not 0 < len(data) <= MAX_BYTES:
-        raise ImageError(f"{name}: {f'over {MAX_BYTES // 2**20} MiB' if data else 'empty file'}")
-    try:
-        with _quiet(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            # Phones store several pictures in one JPEG, which Pillow calls MPO.
-            found = "JPEG" if image.format == "MPO" else image.format
-            if found != expected:
-                raise ImageError(f"{name}: content is {found}, but the extension says {expected}")
-            _check_size(name, image)
-            image.load()
-            _check_size(name, image)  # a GIF frame may be larger than the header promised
-            return _to_upright_rgb(name, image)
-    except ImageError:
-        raise
-    except Image.UnidentifiedImageError:
-        listed = ", ".join(_FORMATS)
-        reason = f"content is none of {listed}, or its header is damaged; the extension says {expected}"
-        raise ImageError(f"{name}: {reason}") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"{name}: over {MAX_PIXELS:,} pixels") from None
-    except Exception as error:  # on crafted bytes Pillow raises nearly anything
-        reason = str(error) or type(error).__name__
-        raise ImageError(f"{name}: damaged or truncated {expected} ({reason})") from error
+    content = read_file(file)
+    if digest and hashlib.sha256(content).hexdigest() != digest:
+        changed = f"changed since its hash {digest[:12]}… was written; make the manifest anew"
+        raise ImageError(f"{printable(file)}: {changed}")
+    return decode_image(content, printable(file))
+
+
+def decode_image(content: bytes, name: str) -> Image.Image:
+    """`open_image` for bytes that are already read; ``name`` stands in the errors."""
+    with _opened(content, name) as image:
+        return _to_upright_rgb(name, image)
 
 
 def open_images(files: Iterable[str | Path], progress: bool = False) -> list[Image.Image]:
@@ -111,81 +106,156 @@ def open_images(files: Iterable[str | Path], progress: bool = False) -> list[Ima
     return images
 
 
-def list_images(paths: str | Path | Iterable[str | Path]) -> tuple[list[Path], int]:
+def read_file(file: str | Path) -> bytes:
+    """All bytes of a file or of a member of an archive; raises ImageError where it is empty or over 256 MiB."""
+    if member := split_member(file):
+        content = read_member(*member, MAX_BYTES)
+    else:
+        with open_regular(file) as stream:
+            content = stream.read(MAX_BYTES + 1)
+    if not 0 < len(content) <= MAX_BYTES:
+        reason = f"over {MAX_BYTES // 2**20} MiB" if content else "empty file"
+        raise ImageError(f"{printable(file)}: {reason}")
+    return content
+
+
+def sha256(file: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes; raises ImageError where it is missing or not a regular file."""
+    if split_member(file):
+        return hashlib.sha256(read_file(file)).hexdigest()
+    with open_regular(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def list_images(paths: str | Path | Iterable[str | Path]) -> tuple[list[Path], dict[str, str]]:
     """Expand files and folders (recursively) to the sorted image files in them.
 
-    A file given by itself is taken whatever its extension; in a folder, files with an extension in
-    :data:`EXTENSIONS` (any case, hidden ones too) are taken and the others counted. Linked folders are
-    entered once. No file is opened. Returns the files, each once, and how many others were skipped.
+    A file given by itself is taken whatever it is; in a folder, files with an extension in :data:`FORMAT_OF`
+    (any case) are taken, and of the others those that begin like an image. Hidden files and folders and
+    ``__MACOSX`` are ignored. Linked folders are entered once.
 
+    Returns:
+        The files, each once; and what was skipped: its name -> its extension, or why a folder cannot be listed.
     Raises:
-        ImageError: a path does not exist, or a folder cannot be listed.
+        ImageError: a path does not exist.
     """
     files: dict[tuple[str, str], Path] = {}
-    skipped = 0
+    skipped: dict[str, str] = {}
     for path in [paths] if isinstance(paths, str | Path) else paths:
         if os.path.isdir(path):
-            inside = list(_walk(path))
-            taken = [file for file in inside if file.suffix.lower() in EXTENSIONS]
-            skipped += len(inside) - len(taken)
+            inside = _walk(path, skipped)
         elif os.path.lexists(path):
-            taken = [Path(path)]
+            inside = iter([Path(path)])
         else:
             raise ImageError(f"{printable(path)}: no such file or folder")
-        for file in taken:
-            files.setdefault((os.path.realpath(file.parent), file.name), file)
+        for file in inside:
+            if file == Path(path) or file.suffix.lower() in FORMAT_OF or begins_like_an_image(_head(file)):
+                files.setdefault((os.path.realpath(file.parent), file.name), file)
+            else:
+                skipped[printable(file)] = printable(file.suffix.lower()) or "no extension"
     return sorted(files.values()), skipped
 
 
-def sha256(path: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes; raises ImageError where it is missing or not a regular file."""
-    with _open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def count_reasons(skipped: Mapping[str, str]) -> str:
+    """Such as ``3 skipped (2 .txt, 1 no extension)``, of what `list_images` skipped."""
+    counts = Counter(skipped.values())
+    parts = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
+    return f"{counts.total()} skipped" + (f" ({parts})" if parts else "")
 
 
-def _walk(folder: str | Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise ImageError(f"{printable(error.filename)}: cannot be listed, {error.strerror}") from error
+def extension_caution(file: str | Path) -> str:
+    """A sentence where the content is not what the extension says, else empty; raises ImageError."""
+    claimed, found = FORMAT_OF.get(Path(file).suffix.lower()), str(describe_file(file)["format"])
+    if claimed is None or claimed == found.replace("MPO", "JPEG"):
+        return ""
+    return f"the content is {found}, although the extension says {claimed}"
+
+
+def _walk(folder: str | Path, skipped: dict[str, str]) -> Iterator[Path]:
+    def note(error: OSError) -> None:
+        skipped[printable(error.filename)] = f"cannot be listed: {error.strerror}"
 
     visited = set()
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=note, followlinks=True):
         real = os.path.realpath(parent)
         if real in visited:
             folders.clear()
         else:
-            folders.sort()
-            yield from (Path(parent, file) for file in files)
+            folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
+            yield from (Path(parent, file) for file in sorted(files) if not file.startswith("."))
         visited.add(real)
 
 
+def begins_like_an_image(content: bytes) -> bool:
+    """Whether the first 16 bytes are those of a format that `open_image` reads."""
+    return _BEGINNINGS.match(content) is not None
+
+
+def _head(file: Path) -> bytes:
+    with suppress(ImageError), open_regular(file) as stream:
+        return stream.read(16)
+    return b""
+
+
 @contextmanager
-def _open_regular(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a regular file for reading; a pipe or device must neither hang nor feed bytes without end."""
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
+    """The image, its header read and its size checked; any error in the block becomes an ImageError."""
     try:
-        with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise OSError(0, "not a regular file")
-            yield file
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ImageError(f"{printable(path)}: {getattr(error, 'strerror', None) or error}") from error
+        with _quiet(), Image.open(io.BytesIO(content), formats=_formats(content, name)) as image:
+            _check_size(name, image)
+            yield image
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(
+            f"{name}: content is none of {', '.join(_FORMATS)}, or its header is damaged"
+        ) from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: over {MAX_JPEG_PIXELS:,} pixels; scale it down") from None
+    except Exception as error:  # on crafted bytes Pillow raises nearly anything
+        reason = str(error) or type(error).__name__
+        raise ImageError(f"{name}: damaged, truncated or beyond what the decoder reads ({reason})") from error
+
+
+def _formats(content: bytes, name: str) -> list[str]:
+    if content[4:8] != b"ftyp" or not re.search(rb"he[iv][cmsx]", content[8:64]):
+        return _FORMATS
+    try:
+        import pillow_heif
+    except ImportError:
+        raise ImageError(f"{name}: a HEIC photograph needs an extra; pip install 'afp[heic]'") from None
+    pillow_heif.register_heif_opener()
+    return ["HEIF"]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     with _DECODING, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
+        before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
+        Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS // 2  # Pillow refuses beyond twice this
+        # Generators write whole workflows into a PNG's text; all of it together stays under 64 MiB.
+        PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = before
 
 
 def _check_size(name: str, image: Image.Image) -> None:
     width, height = image.size
-    if min(width, height) < MIN_SIDE or width * height > MAX_PIXELS:
-        limits = f"at least {MIN_SIDE} a side and at most {MAX_PIXELS:,} in all"
-        raise ImageError(f"{name}: {width} x {height} pixels, expected {limits}")
+    halved = image.format in ("JPEG", "MPO") and "progressive" not in image.info
+    most = MAX_JPEG_PIXELS if halved else MAX_PIXELS
+    if min(width, height) < MIN_SIDE or width * height > most:
+        limits = f"at least {MIN_SIDE} a side and at most {most:,} in all"
+        raise ImageError(f"{name}: {width} x {height} pixels, expected {limits}; scale it or leave it out")
 
 
 def _to_upright_rgb(name: str, image: Image.Image) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        image.draft(None, (image.width // 2, image.height // 2))
+    image.load()
+    _check_size(name, image)  # a GIF frame may be larger than the header promised
     orientation = None
     with suppress(Exception):  # damaged metadata around sound pixels
         orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -226,7 +296,8 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     with suppress(Exception):
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if not ImageCms.getProfileDescription(source).startswith("sRGB"):
-            image = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode=mode)
+            target = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image, source, target, outputMode=mode) or image
     return image
 
 
@@ -238,18 +309,30 @@ def describe_file(file: str | Path) -> dict[str, str | float]:
     Raises:
         ImageError: the file cannot be decoded.
     """
-    if not Path(file).is_file():
+    return dict(_examine(file)[0])
+
+
+def small_grey(file: str | Path) -> bytes:
+    """The picture as `GREY_SIDE` x `GREY_SIDE` grey values, row by row, whatever its shape; raises ImageError."""
+    return _examine(file)[1]
+
+
+def _examine(file: str | Path) -> tuple[dict[str, str | float], bytes]:
+    member = split_member(file)
+    try:
+        status = os.stat(member[0] if member else file)
+    except (OSError, ValueError):
         open_image(file)  # says what is wrong
-    status = Path(file).stat()
-    return dict(_describe(str(file), status.st_size, status.st_mtime_ns))
+        raise
+    return _examine_once(str(file), status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=2**17)  # cross-fitting asks for every file once a fold
-def _describe(file: str, size: int, changed: int) -> dict[str, str | float]:
-    open_image(file)  # refuses what no detector could score, with one message for all
-    with Image.open(file) as image:
+def _examine_once(file: str, size: int, changed: int) -> tuple[dict[str, str | float], bytes]:
+    content, name = read_file(file), printable(file)
+    with _opened(content, name) as image:
         tables = getattr(image, "quantization", None) or {}
-        return {
+        about: dict[str, str | float] = {
             "format": image.format or "?",
             "mode": image.mode,
             "size": f"{image.width}x{image.height}",
@@ -260,5 +343,8 @@ def _describe(file: str, size: int, changed: int) -> dict[str, str | float]:
             "jpeg_mean": float(np.mean([v for t in tables.values() for v in t])) if tables else 0.0,
             "exif": float("exif" in image.info),
             "icc": float("icc_profile" in image.info),
-            "bytes_per_pixel": size / (image.width * image.height),
+            "bytes_per_pixel": len(content) / (image.width * image.height),
         }
+        # refuses what no detector could score, with one message for all
+        picture = _to_upright_rgb(name, image).convert("L")
+    return about, picture.resize((GREY_SIDE, GREY_SIDE), Image.Resampling.BOX).tobytes()

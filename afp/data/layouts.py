@@ -1,52 +1,423 @@
-"""Folders of images, as data sets come, to a manifest."""
+"""Data sets as they come, to a manifest: trees with class words, folders by name, tables, shards.
+
+Reading gives a `Listing`: what was understood, and every file that was left out with its reason. `make_manifest`
+then decides on sources, folds and splits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import csv
+import hashlib
+import pickle
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, NoReturn
 
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..errors import DataError
+from ..errors import DataError, ImageError
 from ..files import printable
-from .images import list_images
-from .manifest import COLUMNS, hash_or_empty
-from .splits import deal_folds, merge_identical
+from .archives import SUFFIXES, holds_images, list_members
+from .images import FORMAT_OF, begins_like_an_image, decode_image, list_images, read_file
+from .manifest import COLUMNS
+from .sources import find_sources
+from .splits import N_FOLDS, deal_folds, hash_folds
+
+LAYOUTS = ("auto", "sets", "categories")
+OUTSIDE = "outside of the layout"
+_CLASSES = {
+    **dict.fromkeys(
+        ("real", "reals", "nature", "natural", "original", "originals", "authentic", "genuine"), 0
+    ),
+    **dict.fromkeys(("fake", "fakes", "ai", "generated", "synthetic", "manipulated"), 1),
+    "original_sequences": 0,  # FaceForensics++
+    "manipulated_sequences": 1,
+}
+_SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+# The archive of CLIPping the Deception keeps its classes under two of ImageNet's names.
+_CLIPPING = {"images/val/n01440764/": "real/", "images/val/n01443537/": "fake/"}
+_PATHS = (
+    "path",
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "file_path",
+    "image",
+    "image_path",
+    "img",
+    "img_path",
+)
+_LABELS = ("label", "labels", "class", "target", "cls", "is_fake", "generated", "y")
+
+
+class LeftOut(NamedTuple):
+    """A file that is not in the manifest: of which class or generator, and why."""
+
+    file: str
+    group: str
+    reason: str
+
+
+@dataclass
+class Listing:
+    """What a data set holds, before any image of it is opened.
+
+    Args:
+        images: a row an image: ``file``, ``label``, ``generator``, ``set``, ``split`` (the data set's own, or
+            empty), ``inner`` (its place within the class, without extension), ``folder`` (of these the folders
+            below the class); of a table its further columns too.
+        left_out: what was not taken.
+    """
+
+    images: pd.DataFrame
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+def read_tree(folder: Path, layout: str = "auto") -> Listing:
+    """Find class words in the folders' names, in any case and at any depth; ``0_real`` is ``real``.
+
+    Folders above a class word are a set with its own reals (the first) and categories, below ``fake`` they name
+    the generator (the first); train, val and test are the data set's own split.
+
+    Args:
+        folder: the tree.
+        layout: ``"auto"``; ``"sets"``: the first folder names the generator, whatever stands below the class;
+            ``"categories"``: no folder names a generator, all are categories.
+    Raises:
+        DataError: no image below a class word, or a path that names both classes.
+    """
+    files, skipped = list_images([folder])
+    rows = []
+    files, left_out = _nameable(files)
+    for file in files:
+        place = _place(file.relative_to(folder).as_posix(), layout)
+        if place is None:
+            left_out.append(LeftOut(printable(file), OUTSIDE, "no class word in its path"))
+        else:
+            rows.append({"file": str(file.absolute()), **place})
+    for name, reason in skipped.items():
+        place = _place(name.removeprefix(str(folder)).lstrip("/"), layout)
+        left_out.append(LeftOut(name, place["generator"] if place else OUTSIDE, reason))
+    if not rows:
+        raise DataError(
+            f"{folder}: no image below a folder named real or fake (or 0_real and 1_fake, nature and ai, ...); "
+            f"{len(files)} images elsewhere. Name the folders by --real DIR and --fake NAME=DIR"
+        )
+    return Listing(_pair_sets(pd.DataFrame(rows)), left_out)
+
+
+def _nameable(files: list[Path], group: str = "") -> tuple[list[Path], list[LeftOut]]:
+    """The files whose names a table and a screen can hold, and the others."""
+    good = [f for f in files if printable(f) == str(f) and not re.search(r"[\x00-\x1f\x7f-\x9f]", str(f))]
+    reason = "name is not UTF-8 or has control characters"
+    return good, [LeftOut(ascii(str(f)), group, reason) for f in sorted(set(files) - set(good))]
+
+
+def _place(name: str, layout: str) -> dict[str, Any] | None:
+    """Label, generator, set, split, inner and folder from a path below the tree's root; None: no class word."""
+    for archived, plain in _CLIPPING.items():
+        name = name.replace(archived, plain)
+    *folders, stem = PurePosixPath(name).with_suffix("").parts
+    words = [re.sub(r"^\d+[_-]", "", part.lower()) for part in folders]
+    hits = [i for i, word in enumerate(words) if word in _CLASSES]
+    if not hits:
+        return None
+    if len({_CLASSES[words[i]] for i in hits}) > 1:
+        raise DataError(f"{printable(name)}: names both classes; give --real DIR and --fake NAME=DIR")
+    label, split = _CLASSES[words[hits[0]]], next((_SPLITS[w] for w in words if w in _SPLITS), "")
+    kept = [(i, part) for i, part in enumerate(folders) if words[i] not in _SPLITS and i not in hits]
+    above, below = ([part for i, part in kept if (i < hits[0]) == side] for side in (True, False))
+    group = generator = ""
+    if layout != "categories" and above:
+        group = generator = above.pop(0)
+    if layout != "categories" and below and (layout == "auto" or not group):
+        if label or not group:
+            generator = below.pop(0)
+        group = group or generator
+    return {
+        "label": label,
+        "generator": (generator or "fake") if label else "real",
+        "set": group,
+        "split": split,
+        "inner": "/".join([split, *above, *below, stem]).lstrip("/"),
+        "folder": "/".join(below),
+    }
+
+
+def _pair_sets(images: pd.DataFrame) -> pd.DataFrame:
+    """Keep the sets that have both labels; a folder of reals that is no such set goes back to its place."""
+    paired = images.groupby("set")["label"].transform("nunique") == 2
+    back = (images["label"] == 0) & ~paired & (images["set"] != "")
+    for column in ("inner", "folder"):
+        images[column] = images[column].mask(back, images["set"] + "/" + images[column]).str.rstrip("/")
+    images["set"] = images["set"].where(paired, "")
+    return images
+
+
+def read_places(real: Iterable[tuple[str, Path]], fake: Iterable[tuple[str, Path]]) -> Listing:
+    """Folders, or lists of files, by the name of what made their images.
+
+    Args:
+        real: name (usually ``real``) and folder; or a ``.txt`` of paths, a line each, or a ``.pickle`` of them, as
+            UniversalFakeDetect has it; paths are relative to the list's folder.
+        fake: generator and folder or list; a generator may come several times.
+    Raises:
+        DataError: no image in a place, or a list that holds something else.
+    """
+    rows, left_out = [], []
+    for label, name, place in [(0, *pair) for pair in real] + [(1, *pair) for pair in fake]:
+        files, skipped = list_images([place]) if place.is_dir() else (_read_list(place), {})
+        files, unnamed = _nameable(files, name)
+        left_out += unnamed + [LeftOut(file, name, reason) for file, reason in skipped.items()]
+        if not files:
+            raise DataError(f"{place}: no image in it")
+        base = place if place.is_dir() else place.parent
+        for file in files:
+            near = file.relative_to(base) if file.is_relative_to(base) else Path(*file.parts[-2:])
+            inner = near.with_suffix("").as_posix()
+            row = {"file": str(file.absolute()), "label": label, "generator": name, "set": "", "split": ""}
+            rows.append({**row, "inner": inner, "folder": inner.rpartition("/")[0]})
+    return Listing(pd.DataFrame(rows), left_out)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads strings, numbers and lists, and never calls anything."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _read_list(path: Path) -> list[Path]:
+    try:
+        if path.suffix == ".txt":
+            names = path.read_text(encoding="utf-8-sig").splitlines()
+        elif path.suffix in (".pickle", ".pkl"):
+            with path.open("rb") as stream:
+                names = _PlainUnpickler(stream).load()
+        else:
+            raise ValueError("expected a folder, or a list of paths: .txt, .pickle")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("holds something else than paths")
+    except Exception as error:  # a pickle's bytes may raise nearly anything
+        raise DataError(f"{path}: not a folder and not a readable list ({error})") from error
+    return [path.parent / name for name in names if name.strip()]
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """The tar shards and Parquet files of images in a folder; raises DataError where loose images lie beside them."""
+    shards = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and holds_images(p)]
+    if shards and (loose := list_images([folder])[0]):
+        raise DataError(
+            f"{folder}: {len(shards)} shards and {len(loose)} loose images; give the shards by name"
+        )
+    return shards
+
+
+def read_tables(
+    tables: Sequence[Path], path_column: str = "", label_column: str = "", real_value: str = ""
+) -> Listing:
+    """Tables of paths (relative to the table's folder) and labels; Parquet files and tar shards of images.
+
+    Columns ``generator``, ``kind``, ``set``, ``split`` and ``source`` are taken as they are. Three and more labels
+    are generators. Without a column of labels, class words in the paths tell them.
+
+    Args:
+        tables: files of one kind, their rows joined.
+        path_column: of the paths; usual names are found.
+        label_column: of the labels; usual names are found.
+        real_value: the label that means real; not needed for words such as ``real``.
+    Raises:
+        DataError: an unreadable table, or columns or labels that could mean several things.
+    """
+    frames, left_out = [], []
+    for table in tables:
+        if holds_images(table):
+            frame, skipped = list_members(table, frozenset(FORMAT_OF))
+            left_out += [LeftOut(file, "", reason) for file, reason in skipped.items()]
+            inner = frame.get("path", pd.Series(dtype=str)).str.partition("::")[2]
+        else:
+            frame = _read_table(table)
+            column = _find_column(frame, path_column, _PATHS, f"{table}: paths", "--path-column")
+            inner = frame[column].astype(str)
+            frame["path"] = [str(table.parent / name) for name in inner]
+        frames.append(frame.assign(inner=inner))
+    images = pd.concat(frames, ignore_index=True)
+    if images.empty:
+        raise DataError(f"{tables[0]}: no image in it")
+    if label_column or any(c.lower() in _LABELS for c in images.columns):
+        column = _find_column(images, label_column, _LABELS, f"{tables[0]}: labels", "--label-column")
+        values = images[column].astype(str).str.strip()
+        images["label"] = _as_labels(values, real_value, f"{tables[0]}: column {column!r}")
+        generators = images["label"].map({0: "real", 1: "fake"})
+        if values.nunique() > 2:
+            generators = values.where(images["label"] == 1, "real")
+    else:
+        places = [_place(name, "auto") for name in images["inner"]]
+        if unplaced := places.count(None):
+            raise DataError(f"{tables[0]}: {unplaced} images without a label; give --label-column")
+        images["label"] = [place["label"] for place in places if place]
+        generators = pd.Series([place["generator"] for place in places if place])
+    images["inner"] = images["inner"].str.replace(r"\.\w+$", "", regex=True)
+    for name, default in [("generator", generators), ("set", ""), ("split", "")]:
+        images[name] = images[name].fillna("").astype(str) if name in images else default
+    images["split"] = images["split"].str.lower().map(lambda word: _SPLITS.get(word, word))
+    return Listing(images.assign(file=images["path"], folder="").drop(columns="path"), left_out)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pd.read_parquet(path)
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            sample = stream.read(2**16)
+        try:
+            separator = csv.Sniffer().sniff(sample, ",;\t|").delimiter
+        except csv.Error:  # one column
+            separator = ","
+        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except Exception as error:  # on arbitrary bytes the readers raise nearly anything
+        raise DataError(f"{path}: not a readable table of paths, or tar shard ({error})") from error
+
+
+def _find_column(frame: pd.DataFrame, asked: str, usual: Sequence[str], what: str, option: str) -> str:
+    found = [asked] if asked in frame else [c for c in frame.columns if str(c).lower() in usual and not asked]
+    if len(found) != 1:
+        raise DataError(f"{what}: which column? Give {option}, one of {', '.join(map(str, frame.columns))}")
+    return found[0]
+
+
+def _as_labels(values: pd.Series, real_value: str, where: str) -> pd.Series:
+    distinct = sorted(values.unique())
+    if real_value:
+        if real_value not in distinct:
+            raise DataError(f"{where}: --real-value {real_value!r}, expected one of {distinct[:20]}")
+        return (values != real_value).astype(int)
+    if not set(values.str.lower()) <= set(_CLASSES):
+        raise DataError(f"{where}: holds {', '.join(distinct[:20])}; which is real? Give --real-value")
+    return values.str.lower().map(_CLASSES)
+
+
+def make_manifest(
+    listing: Listing,
+    rule: str = "",
+    split: bool = False,
+    seed: int = 0,
+    drop_unreadable: bool = False,
+) -> tuple[pd.DataFrame, list[str]]:
+    """A manifest of what was listed; what cannot stand in it goes to ``listing.left_out``.
+
+    Args:
+        listing: what was read.
+        rule: how sources are told from names, see `afp.data.sources.find_sources`.
+        split: 60/20/20 % of the sources to train/validation/test, for the data set's own split; without either,
+            all rows are ``test``.
+        seed: changes which source is in which fold.
+        drop_unreadable: decode every image and leave out what cannot be; without it, such images stay in.
+    Returns:
+        A frame as `read_manifest` gives it, and remarks, a sentence each.
+    Raises:
+        DataError: names that need a rule, or too few sources to split.
+    """
+    images, notes = listing.images.drop_duplicates("file", ignore_index=True), []
+    if len(images) < len(listing.images):
+        notes.append(f"{len(listing.images) - len(images)} files are listed twice and taken once")
+    reading = tqdm(images["file"], desc="reading", unit="image", leave=False)
+    hashes, reasons = zip(*[_check_file(file, drop_unreadable) for file in reading], strict=True)
+    images["sha256"] = hashes
+    lost = pd.Series(reasons, dtype=object) != ""
+    if lost.any() and not drop_unreadable:
+        first = next(reason for reason in reasons if reason)
+        notes.append(
+            f"{lost.sum()} images cannot be used, such as {first}; --drop-unreadable leaves such out"
+        )
+    elif lost.any():
+        shares = [
+            f"{part.mean():.0%} of {name}" for name, part in lost.groupby(images["generator"]) if part.any()
+        ]
+        notes.append(
+            f"unreadable: {', '.join(shares)}; what one class alone loses may be a shortcut of its own"
+        )
+        gone = zip(images["file"][lost], images["generator"][lost], pd.Series(reasons)[lost], strict=True)
+        listing.left_out += [LeftOut(*row) for row in gone]
+        images = images[~lost].reset_index(drop=True)
+    if images.empty:
+        raise DataError("no readable image")
+    images["source"] = find_sources(images, rule)
+    images["fold"] = hash_folds(images, seed)
+    if images.groupby("fold")["label"].nunique().reindex(range(N_FOLDS)).ne(images["label"].nunique()).any():
+        images["fold"] = deal_folds(images, seed=seed)
+        notes.append(
+            f"{images['source'].nunique()} sources are few: dealt evenly to the folds; a new one moves others"
+        )
+    images["split"] = _choose_splits(images, split, notes)
+    if "kind" not in images:
+        images["kind"] = images["label"].map({0: "real", 1: "unknown"})
+    return images.assign(path=images["file"])[[*COLUMNS, "file"]], notes
+
+
+def _check_file(file: str, decode: bool) -> tuple[str, str]:
+    """A file's hash, and why it is no image; in a glance at how it begins, or by decoding it."""
+    try:
+        content = read_file(file)
+        if decode:
+            decode_image(content, file)
+        reason = "" if decode or begins_like_an_image(content) else f"unreadable: {file}: no image"
+        return hashlib.sha256(content).hexdigest(), reason
+    except ImageError as error:
+        return "", f"unreadable: {error}"
+
+
+def _choose_splits(images: pd.DataFrame, split: bool, notes: list[str]) -> pd.Series:
+    own, fold, n = images["split"], images["fold"], images["source"].nunique()
+    if not split and not own.any():
+        return pd.Series("test", images.index)
+    if split and n < 3:
+        raise DataError(f"{n} sources cannot be split in three; say how names tell them by --source-rule")
+    by_fold = fold.map({0: "test", 1: "validation"}).fillna("train")
+    if split:
+        if own.any():
+            notes.append("the data set's own split is not kept: --split deals anew")
+        chosen = by_fold
+    else:
+        if unknown := set(own) - set(_SPLITS.values()) - {"none"}:
+            raise DataError(
+                f"split: {sorted(unknown)[0]!r} for some images, expected train, validation, test or none"
+            )
+        chosen = own
+        if not (own == "test").any():
+            chosen = chosen.mask(own == "validation", "test")
+            notes.append("the data set has no test split: its validation images are the test")
+        if not (chosen == "validation").any():
+            chosen = chosen.mask((chosen == "train") & (fold == 1), "validation")
+            notes.append("the data set has no validation split: a fifth of its training sources is one")
+    for name in ("train", "validation", "test"):
+        if images["label"].nunique() > 1 and images.loc[chosen == name, "label"].nunique() < 2:
+            if split:
+                raise DataError(f"{name}: no image of one class; {n} sources are too few to split")
+            notes.append(f"{name}: no image of one class")
+    return chosen
 
 
 def from_folders(
     real: Sequence[Path], fake: dict[str, Path], split: bool = False, seed: int = 0
 ) -> pd.DataFrame:
-    """Build a manifest from folders of images.
+    """Build a manifest from folders of images, files of one stem being one source.
 
     Args:
         real: folders of real images.
         fake: generator name -> folder of its images.
         split: assign 60/20/20 % of the *sources* to train/validation/test; otherwise all rows are ``test``.
         seed: changes which source goes where.
-    Returns:
-        DataFrame as `read_manifest` gives it. The source is the file's stem, so ``real/dog.jpg`` and
-        ``fake/lama/dog.png`` derive from the same photograph and share a split.
     Raises:
-        DataError: no image in a folder, or a file name that is not UTF-8.
+        DataError: no image in a folder, or too few sources to split.
     """
-    rows = []
-    groups = [(0, "real", "real", folder) for folder in real]
-    groups += [(1, name, "unknown", folder) for name, folder in fake.items()]
-    for label, generator, kind, folder in groups:
-        files, _ = list_images([folder])
-        if not files:
-            raise DataError(f"{folder}: no image with a listed extension")
-        for file in tqdm(files, desc=f"hashing {generator}", leave=False):
-            if (name := printable(file)) != str(file):
-                raise DataError(f"{name}: this name is not UTF-8 and cannot stand in a manifest; rename it")
-            rows.append((str(file.absolute()), label, generator, kind, file.stem, hash_or_empty(file)))
-    frame = pd.DataFrame(rows, columns=["file", "label", "generator", "kind", "source", "sha256"])
-    frame["path"] = frame["file"]
-    frame["source"] = merge_identical(frame)
-    frame["split"] = "test"
-    if split:
-        fold = frame["source"].map(deal_folds(frame["source"], 5, seed))
-        frame["split"] = fold.map({0: "test", 1: "validation"}).fillna("train")
-    return frame[[*COLUMNS, "file"]]
+    listing = read_places([("real", folder) for folder in real], fake.items())
+    return make_manifest(listing, "stem", split, seed)[0]

@@ -9,72 +9,96 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import DataError, ImageError
-from ..files import printable
+from ..files import printable, written_whole
 from .images import sha256
+from .splits import N_FOLDS, hash_folds
 
-COLUMNS = ["path", "label", "generator", "kind", "split", "source", "sha256"]
+COLUMNS = ["path", "label", "generator", "kind", "split", "fold", "source", "set", "sha256"]
 SPLITS = ("train", "validation", "test", "none")
+_MAY_LACK = ("fold", "set")
+_EXPECTED = {
+    "path": "a file, each once",
+    "label": "0 (real) or 1 (fake)",
+    "split": " | ".join(SPLITS),
+    "fold": f"0 to {N_FOLDS - 1}, the same for all images of a source",
+    "source": "the photograph that it derives from",
+    "generator": "a name",
+}
 
 
 def read_manifest(path: str | Path) -> pd.DataFrame:
     """Read a CSV or Parquet manifest and check its schema (not its images: see `afp.data.audit`).
 
     Returns:
-        DataFrame with `COLUMNS`, any further columns of the file, and ``file``: the absolute path of each image
-        (``path`` is relative to the manifest's folder).
+        DataFrame with `COLUMNS`, any further columns of the file, and ``file``: the absolute place of each image
+        (``path`` is relative to the manifest's folder). Without a column ``fold`` it comes from the source's hash,
+        without ``set`` that is empty.
     Raises:
-        DataError: unreadable file, missing column, no row, a label other than 0/1, an unknown split, a
-            repeated path.
+        DataError: unreadable file, missing column, no row, a label other than 0/1, an unknown split, a source
+            in two folds, an empty generator or source, a repeated path.
     """
     path = Path(path)
-    try:
-        if path.suffix == ".parquet":
-            frame = pd.read_parquet(path)
-        else:
-            frame = pd.read_csv(path, dtype={c: str for c in COLUMNS if c != "label"}, keep_default_na=False)
-    except FileNotFoundError:
-        hint = "; build the demo benchmark with `afp demo`" if path.parent.name == "demo" else ""
-        raise DataError(f"{path}: no such manifest{hint}") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable CSV or Parquet manifest ({error})") from error
-    missing = [c for c in COLUMNS if c not in frame.columns]
+    frame = _read(path)
+    missing = [c for c in COLUMNS if c not in frame.columns and c not in _MAY_LACK]
     if missing:
         raise DataError(f"{path}: columns missing: {', '.join(missing)}; expected {', '.join(COLUMNS)}")
+    if twice := frame.columns[frame.columns.duplicated()].tolist():
+        raise DataError(f"{path}: column {twice[0]!r} stands twice")
     if frame.empty:
         raise DataError(f"{path}: no row, expected one an image")
     frame = frame.reset_index(drop=True)
-    label = pd.to_numeric(frame["label"], errors="coerce")
+    given = frame.copy()
+    for column in COLUMNS:
+        if column == "set" and column not in frame:
+            frame[column] = ""
+        elif column in ("label", "fold") and column in frame:
+            frame[column] = pd.to_numeric(frame[column], errors="coerce")
+        elif column in frame:
+            frame[column] = frame[column].astype(object).where(frame[column].notna(), "").map(str)
+    if "fold" not in frame:
+        frame["fold"] = hash_folds(frame)
+        given["fold"] = frame["fold"]
     for column, bad in [
-        ("label", ~label.isin([0, 1])),
+        ("label", ~frame["label"].isin([0, 1])),
         ("split", ~frame["split"].isin(SPLITS)),
-        ("path", frame["path"].duplicated() | frame["path"].eq("")),
+        ("path", frame["path"].duplicated() | frame["path"].eq("") | frame["path"].str.contains("\0")),
+        ("generator", frame["generator"].eq("")),
+        ("source", frame["source"].eq("")),
+        ("fold", ~frame["fold"].isin(range(N_FOLDS))),
+        ("fold", frame["fold"] != frame.groupby("source")["fold"].transform("first")),
     ]:
         if bad.any():
-            row = frame[bad].iloc[0]
-            expected = {"label": "0 (real) or 1 (fake)", "split": " | ".join(SPLITS), "path": "each once"}[
-                column
-            ]
-            raise DataError(
-                f"{path}: row {row.name + 2}: {column} is {str(row[column])!r}, expected {expected}"
-            )
-    frame["label"] = label.astype(int)
-    frame["file"] = [str(path.parent.absolute() / p) for p in frame["path"]]
-    return frame
+            row = int(bad.to_numpy().argmax())
+            value = str(given[column].iloc[row])
+            raise DataError(f"{path}: row {row + 2}: {column} is {value!r}, expected {_EXPECTED[column]}")
+    files = [str(path.parent.absolute() / p) for p in frame["path"]]
+    return frame.astype({"label": int, "fold": int}).assign(file=files)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        text = {c: str for c in COLUMNS if c not in ("label", "fold")}
+        return pd.read_csv(path, dtype=text, keep_default_na=False)
+    except FileNotFoundError:
+        hint = "; build the demo benchmark with `afp demo`" if path.parent.name == "demo" else ""
+        raise DataError(f"{path}: no such manifest{hint}") from None
+    except Exception as error:  # on arbitrary bytes the two readers raise nearly anything
+        raise DataError(f"{path}: not a readable CSV or Parquet manifest ({error})") from error
 
 
 def write_manifest(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Write a manifest as CSV or Parquet (by suffix), atomically, paths relative to its folder."""
+    """Write a manifest as CSV or Parquet (by suffix), whole, paths relative to its folder."""
     path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
     frame = frame.drop(columns="file", errors="ignore").assign(
         path=[Path(os.path.relpath(f, path.parent)).as_posix() for f in frame["file"]]
     )
-    partial = path.with_name(path.name + ".partial")
-    if path.suffix == ".parquet":
-        frame.to_parquet(partial, index=False)
-    else:
-        frame.to_csv(partial, index=False)
-    partial.replace(path)
+    with written_whole(path) as partial:
+        if path.suffix == ".parquet":
+            frame.to_parquet(partial, index=False)
+        else:
+            frame.to_csv(partial, index=False)
     return path
 
 
@@ -84,18 +108,19 @@ def from_files(files: Iterable[str | Path]) -> pd.DataFrame:
     A file that cannot be read has an empty hash; decoding it later says why. ``path`` is a name that can be
     written as UTF-8, whatever the bytes on disk.
     """
-    files = [Path(f) for f in files]
+    places = [Path(f) for f in files]
     return pd.DataFrame(
         {
-            "path": [printable(f) for f in files],
-            "file": [str(f.absolute()) for f in files],
-            "sha256": [hash_or_empty(f) for f in files],
+            "path": [printable(f) for f in places],
+            "file": [str(f.absolute()) for f in places],
+            "sha256": [hash_or_empty(f) for f in places],
         },
         dtype=object,
     )
 
 
-def hash_or_empty(file: Path) -> str:
+def hash_or_empty(file: str | Path) -> str:
+    """SHA-256 of a file; empty where it cannot be read."""
     try:
         return sha256(file)
     except ImageError:

@@ -13,8 +13,7 @@ import io
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -24,10 +23,11 @@ from scipy.ndimage import gaussian_filter
 from tqdm.auto import tqdm
 
 from ..errors import ImageError, UnreadableImages
-from .images import open_image, sha256
+from .images import open_image
 
+T = TypeVar("T")
 # Chroma subsampling and effort are fixed: Pillow's defaults may change between versions.
-_ENCODERS = {"jpeg": {"subsampling": "4:2:0"}, "png": {}, "webp": {"method": 4}}
+_ENCODERS: dict[str, dict[str, Any]] = {"jpeg": {"subsampling": "4:2:0"}, "png": {}, "webp": {"method": 4}}
 
 
 @dataclass(frozen=True)
@@ -154,24 +154,16 @@ def _parse_part(spec: str, part: str) -> tuple[str, float]:
     return name, int(value) if value.is_integer() else value
 
 
-def _jpeg(image: Image.Image, quality: float, _: np.random.Generator) -> Image.Image:
-    return reencode(image, "jpeg", int(quality))
-
-
-def _webp(image: Image.Image, quality: float, _: np.random.Generator) -> Image.Image:
-    return reencode(image, "webp", int(quality))
-
-
 def _blur(image: Image.Image, sigma: float, _: np.random.Generator) -> Image.Image:
     # A true Gaussian (cut at 4 sigma, edges mirrored): Pillow's GaussianBlur is a few box filters.
     return _to_image(gaussian_filter(np.asarray(image, np.float64), (sigma, sigma, 0)))
 
 
 def _rescale(image: Image.Image, factor: float, _: np.random.Generator) -> Image.Image:
-    small = tuple(max(1, round(side * factor)) for side in image.size)
-    if small == image.size:
+    width, height = (max(1, round(side * factor)) for side in image.size)
+    if (width, height) == image.size:
         return image
-    return image.resize(small, Resampling.BICUBIC).resize(image.size, Resampling.BICUBIC)
+    return image.resize((width, height), Resampling.BICUBIC).resize(image.size, Resampling.BICUBIC)
 
 
 def _noise(image: Image.Image, sd: float, rng: np.random.Generator) -> Image.Image:
@@ -193,8 +185,20 @@ def _to_image(pixels: np.ndarray) -> Image.Image:
 
 
 PERTURBATIONS: dict[str, Perturbation] = {
-    "jpeg": Perturbation(_jpeg, 1, 100, "JPEG quality, 4:2:0", whole=True),
-    "webp": Perturbation(_webp, 1, 100, "WEBP quality, lossy", whole=True),
+    "jpeg": Perturbation(
+        lambda image, quality, _: reencode(image, "jpeg", int(quality)),
+        1,
+        100,
+        "JPEG quality, 4:2:0",
+        whole=True,
+    ),
+    "webp": Perturbation(
+        lambda image, quality, _: reencode(image, "webp", int(quality)),
+        1,
+        100,
+        "WEBP quality, lossy",
+        whole=True,
+    ),
     "blur": Perturbation(_blur, 0, 64, "standard deviation of the Gaussian in pixels"),
     "rescale": Perturbation(_rescale, 0.01, 1, "factor of each side, bicubic down and up again"),
     "noise": Perturbation(_noise, 0, 255, "standard deviation in grey levels"),
@@ -205,26 +209,28 @@ RATIO = (3 / 4, 4 / 3)  # width to height
 
 
 def random_view(image: Image.Image, size: int, seed: int | str) -> Image.Image:
-    """A random resized crop of SCALE of the area, mirrored every other time: the augmentation of CoOp's recipe.
+    """A random resized crop, mirrored every other time: the augmentation of CoOp's recipe, drawn as by torchvision.
 
-    The same seed draws the same view, so that a view can be cached.
-
+    Args:
+        size: side of the result in pixels.
+        seed: the same one draws the same view.
     Returns:
-        RGB, ``size`` x ``size``.
+        RGB, ``size`` x ``size``, bicubic.
     """
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:8]))
-    width = height = 0
     for _ in range(10):  # a long crop of nearly the whole area does not fit: draw again
         area = rng.uniform(*SCALE) * image.width * image.height
         ratio = np.exp(rng.uniform(*np.log(RATIO)))
         width, height = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if 0 < width <= image.width and 0 < height <= image.height:
+            left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
             break
-    else:
-        width = height = min(image.size)
-    left, top = rng.integers(image.width - width + 1), rng.integers(image.height - height + 1)
-    box = (left, top, left + width, top + height)
-    view = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    else:  # the centre, no longer than RATIO allows
+        width = min(image.width, round(image.height * RATIO[1]))
+        height = min(image.height, round(image.width / RATIO[0]))
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+    crop = image.crop((left, top, left + width, top + height))
+    view = crop.resize((size, size), Resampling.BICUBIC)
     return ImageOps.mirror(view) if rng.random() < 0.5 else view
 
 
@@ -234,22 +240,35 @@ def prepare(file: str, digest: str, normalisation: Normalisation, perturbation: 
     Raises:
         ImageError: not decodable, or not the file whose hash the manifest holds.
     """
-    if digest and sha256(Path(file)) != digest:
-        raise ImageError(f"{file}: changed since its hash {digest[:12]}… was written; make the manifest anew")
-    return perturb(normalisation(open_image(file)), perturbation, seed=digest)
+    return perturb(normalisation(open_image(file, digest)), perturbation, seed=digest)
 
 
 def prepare_all(
     frame: pd.DataFrame, normalisation: Normalisation, perturbation: str = "none", progress: bool = False
 ) -> list[Image.Image]:
     """`prepare` for every row; raises UnreadableImages with all the bad files."""
-    images, errors = [], {}
+
+    def work(file: str, digest: str) -> Image.Image:
+        return prepare(file, digest, normalisation, perturbation)
+
+    return for_every_image(work, frame, progress)
+
+
+def for_every_image(
+    work: Callable[[str, str], T], frame: pd.DataFrame, progress: bool = False, description: str = "images"
+) -> list[T]:
+    """``work(file, sha256)`` of every row, in the rows' order.
+
+    Raises:
+        UnreadableImages: names every file for which ``work`` raised ImageError, after all the others.
+    """
+    found, errors = [], {}
     rows = zip(frame["file"], frame["sha256"], strict=True)
-    for file, digest in tqdm(rows, total=len(frame), desc="images", disable=not progress, leave=False):
+    for file, digest in tqdm(rows, total=len(frame), desc=description, disable=not progress, leave=False):
         try:
-            images.append(prepare(file, digest, normalisation, perturbation))
+            found.append(work(file, digest))
         except ImageError as error:
             errors[file] = str(error)
     if errors:
         raise UnreadableImages(errors)
-    return images
+    return found

@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
 from ..data.images import open_image, sha256
-from ..data.manifest import read_manifest, write_manifest
-from ..data.splits import use_fold
+from ..data.manifest import COLUMNS, read_manifest, write_manifest
+from ..data.splits import deal_folds, use_fold
 from ..errors import DataError, ImageError
 from ..paths import ROOT, demo_manifest
 from .networks import regenerate
@@ -66,11 +66,11 @@ def _build(manifest: Path, progress: bool) -> None:
     trained = (frame["label"] == 0) | frame["generator"].isin(
         [n["name"] for n in pins()["networks"] if n["held_in"]]
     )
-    frame = use_fold(frame.assign(split=np.where(trained, "train", "none")), 0)
+    frame = frame.assign(split=np.where(trained, "train", "none"), fold=deal_folds(frame), set="")
+    frame = use_fold(frame, 0)
     wild = frame["kind"].isin(WILD)
     frame.loc[wild, "split"] = "test"
-    columns = ["path", "label", "generator", "kind", "split", "source", "sha256", "mask", "file"]
-    write_manifest(frame[columns], manifest)
+    write_manifest(frame[[*COLUMNS, "mask", "file"]], manifest)
 
 
 def is_built() -> bool:
@@ -82,6 +82,8 @@ def is_built() -> bool:
     try:
         frame = read_manifest(manifest)
     except DataError:
+        return False
+    if "fold" not in pd.read_csv(manifest, nrows=0):  # written before there was the column
         return False
     files = zip(frame["file"], frame["sha256"], strict=True)
     return all(Path(f).is_file() and sha256(Path(f)) == digest for f, digest in files)

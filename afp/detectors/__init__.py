@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from ..data.preprocess import Normalisation
 from ..errors import ModelError
-from .base import Detector, read_config
+from .base import Detector, check_known, read_config
 
 _CLASSES = {
     "clip-zero-shot": "clip_zero_shot.ClipZeroShot",
     "clip-prompt": "clip_prompt.ClipPrompt",
     "clip-adapter": "clip_adapter.ClipAdapter",
+    "clip-adaptprompt": "clip_adaptprompt.ClipAdaptPrompt",
+    "clip-lora": "clip_lora.ClipLora",
     "clip-finetune": "clip_finetune.ClipFinetune",
     "linear-probe": "linear_probe.LinearProbe",
     "metadata": "baselines.Metadata",
@@ -32,17 +34,10 @@ def detector_class(name: str) -> type[Detector]:
     return getattr(import_module(f".{module}", __package__), attribute)
 
 
-def create(name: str, **config) -> Detector:
-    """A new, unfitted detector. Raises ModelError for an unknown name or config field."""
+def create(name: str, **config: Any) -> Detector:
+    """A new, unfitted detector. Raises ModelError for an unknown name or config field, and for a wrong value."""
     cls = detector_class(name)
-    known = [f for f in cls.__dataclass_fields__ if f != "normalisation"]
-    if unknown := set(config) - set(cls.__dataclass_fields__):
-        raise ModelError(f"{name}: unknown config field {sorted(unknown)[0]!r}, expected {', '.join(known)}")
-    normalisation = config.get("normalisation")
-    if not isinstance(normalisation, Normalisation | None):
-        raise ModelError(
-            f"{name}: normalisation is {normalisation!r}, expected an afp.data.preprocess.Normalisation"
-        )
+    check_known(cls, config)
     return cls(**config)
 
 

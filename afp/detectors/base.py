@@ -1,21 +1,34 @@
-"""The contract that every detector keeps."""
+"""The contract that every detector keeps, and what every run folder holds: config, learned state, checksums."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+import math
+import os
+import tempfile
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import ClassVar, Self
+from types import NoneType
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
 
 from ..data.images import open_images
-from ..data.preprocess import Normalisation, check_perturbation
+from ..data.preprocess import IDENTITY, Normalisation, check_perturbation
 from ..data.splits import held_in_generators
 from ..errors import ModelError, UnreadableImages
-from .operating_point import choose_threshold
+from ..files import read_json, write_json, written_whole
+from .operating_point import OperatingPoint, choose_operating_point
+
+CHECKSUMS = "checksums.json"
+IMAGES = "images.csv"  # what the run was fitted, validated and calibrated on: sha256, source, role
+# Everything else in a run is what it learned.
+RECORDS = ("config.json", IMAGES, "validation.csv", "calibration.csv", "history.csv", "environment.json")
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
 
 
 @dataclass
@@ -23,24 +36,58 @@ class Detector(ABC):
     """A detector of AI-generated images.
 
     Subclasses are dataclasses: their fields are the config, checked in ``__post_init__``, which does nothing else.
-    What is learned ends in an underscore: ``threshold_`` (chosen on validation), ``generators_`` (trained on);
-    ``validation_scores_`` is there after a fit, not after a load.
+    What is learned ends in an underscore: ``threshold_`` (chosen on validation), ``generators_`` (trained on),
+    ``images_`` (sha256, source and role of all images that had a part in it). ``validation_scores_`` and, where
+    training keeps one, ``history_`` are there after a fit, not after a load.
     """
 
     name: ClassVar[str]
     normalisation: Normalisation = field(default=None, kw_only=True)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if self.normalisation is None:
-            self.normalisation = self.default_normalisation()
+        hints = get_type_hints(type(self))
+        for key in fields(self):
+            if key.name != "normalisation":
+                setattr(self, key.name, self._checked(key.name, getattr(self, key.name), hints[key.name]))
+        self.normalisation = self._checked_normalisation(self.normalisation)
+
+    def _checked(self, key: str, value: Any, hint: Any) -> Any:
+        try:
+            return _as_type(value, hint)
+        except TypeError:
+            raise ModelError(f"{self.name}: {key} is {value!r}, expected {_in_words(hint)}") from None
+
+    def _checked_normalisation(self, value: Any) -> Normalisation:
+        known = [f.name for f in fields(Normalisation)]
+        if value is None:
+            return self.default_normalisation()
+        if value == "none":
+            return IDENTITY
+        if isinstance(value, dict) and set(value) <= set(known):
+            given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+            value = Normalisation(**given)
+        if not isinstance(value, Normalisation):
+            expected = f"none, or some of {', '.join(known)} by name"
+            raise ModelError(f"{self.name}: normalisation is {value!r}, expected {expected}")
+        return value
 
     def default_normalisation(self) -> Normalisation:
         """What images go through where the config does not say: a preset may have its own."""
         return Normalisation()
 
-    def fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool = True) -> Self:
+    def fit(
+        self,
+        train: pd.DataFrame,
+        validation: pd.DataFrame,
+        progress: bool = True,
+        target_fpr: float | None = None,
+    ) -> Self:
         """Learn from manifest rows; hyperparameters and the threshold come from ``validation`` alone.
 
+        Args:
+            train, validation: rows of a manifest.
+            target_fpr: the share of validation's real images that the threshold may call fake; None for the best
+                balanced accuracy.
         Raises:
             ModelError: a class is missing in either set.
             UnreadableImages: names every image of both sets that cannot be decoded.
@@ -55,10 +102,16 @@ class Detector(ABC):
         try:
             self._fit(train, validation, progress)
         except UnreadableImages as error:  # of the set that was read first
-            raise UnreadableImages(error.errors | _unreadable(validation, progress)) from error
+            both = pd.concat([train, validation])  # a fit on pixels stops at its first bad batch
+            raise UnreadableImages(error.errors | _unreadable(both, progress)) from error
         self.generators_ = held_in_generators(train.assign(split="train"))
         self.validation_scores_ = self._score(validation, "none", progress)
-        self.threshold_ = choose_threshold(validation["label"].to_numpy(), self.validation_scores_)
+        self.operating_point_: OperatingPoint | None = choose_operating_point(
+            validation["label"], self.validation_scores_, photographs(validation), target_fpr
+        )
+        self.threshold_ = self.operating_point_.threshold
+        roles = {"train": train, "validation": validation}
+        self.images_ = pd.concat([image_roles(part, role) for role, part in roles.items()], ignore_index=True)
         return self
 
     def score(self, frame: pd.DataFrame, perturbation: str = "none", progress: bool = False) -> np.ndarray:
@@ -91,31 +144,56 @@ class Detector(ABC):
         return json.loads(json.dumps(asdict(self)))
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``config.json`` and the learned state (safetensors, or a peft adapter)."""
+        """Write the learned state (safetensors, or a peft adapter), ``config.json``, what it was fitted on, and the
+        checksums of them all.
+
+        What is learned is written beside its place first: a save that stops leaves no half of it.
+        """
         if not hasattr(self, "threshold_"):
             raise ModelError(f"{self.name} is not fitted: nothing to save")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._save(folder)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as partial:
+            self._save(Path(partial))
+            learned = [f.relative_to(partial) for f in sorted(Path(partial).rglob("*")) if f.is_file()]
+            for file in learned:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(Path(partial) / file, folder / file)
+        point = getattr(self, "operating_point_", None)
         content = {"detector": self.name, "config": self.config(), "n_trainable": self.n_trainable}
-        content |= {"threshold": self.threshold_, "generators": self.generators_}
-        (folder / "config.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        content |= {"threshold": self.threshold_, "operating_point": asdict(point) if point else None}
+        write_json(folder / "config.json", content | {"generators": self.generators_})
+        tables = {IMAGES: getattr(self, "images_", None), "history.csv": getattr(self, "history_", None)}
+        written = {name: table for name, table in tables.items() if table is not None}
+        for name, table in written.items():
+            with written_whole(folder / name) as partial_table:
+                table.to_csv(partial_table, index=False)
+        (folder / CHECKSUMS).unlink(missing_ok=True)  # of a run that stood here before
+        seal(folder, ["config.json", *written, *map(Path.as_posix, learned)])
         return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """A fitted detector from its folder. Raises ModelError naming what is missing or foreign."""
+        """A fitted detector from its folder. Raises ModelError naming what is missing, changed or foreign."""
         folder = Path(folder)
         content = read_config(folder)
         if content["detector"] != cls.name:
             raise ModelError(f"{folder}: holds a {content['detector']}, expected {cls.name}")
-        config = content["config"]
-        detector = cls(**config | {"normalisation": Normalisation(**config["normalisation"])})
+        check_seal(folder)
+        try:
+            check_known(cls, content["config"])
+            detector = cls(**content["config"])
+            point = content.get("operating_point")
+            detector.operating_point_ = OperatingPoint(**point) if point else None
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{folder / 'config.json'}: {error}") from error
         try:
             detector._load(folder)
         except OSError as error:  # transformers' own, for a missing file, is no FileNotFoundError
             raise ModelError(f"{folder}: {error.filename or error} is missing; fit the run again") from error
         detector.threshold_, detector.generators_ = content["threshold"], content["generators"]
+        if (folder / IMAGES).is_file():
+            detector.images_ = pd.read_csv(folder / IMAGES, dtype=str, keep_default_na=False)
         return detector
 
     @property
@@ -144,15 +222,122 @@ def _unreadable(frame: pd.DataFrame, progress: bool) -> dict[str, str]:
     return {}
 
 
+def photographs(frame: pd.DataFrame) -> pd.Series:
+    """Each row's source; a row without one is its own."""
+    own = frame["file"].astype(str)
+    return frame["source"].where(frame["source"] != "", own) if "source" in frame else own
+
+
+def image_roles(frame: pd.DataFrame, role: str) -> pd.DataFrame:
+    """Rows of a run's list of images: ``sha256, source, role`` (see `Detector.images_`)."""
+    return frame.reindex(columns=["sha256", "source"]).fillna("").assign(role=role)
+
+
+def check_known(cls: type[Detector], config: dict) -> None:
+    """Raises ModelError naming a config field that the class does not have."""
+    known = [f.name for f in fields(cls)]
+    if unknown := sorted(set(config) - set(known)):
+        raise ModelError(f"{cls.name}: unknown config field {unknown[0]!r}, expected {', '.join(known)}")
+
+
+def _as_type(value: Any, hint: Any) -> Any:
+    """The value as a config field of this type; a JSON list becomes a tuple. TypeError if it is none."""
+    for kind in _kinds(hint):
+        origin, args = get_origin(kind), get_args(kind)
+        if origin is tuple:
+            items = (value,) if isinstance(value, int | float) else value
+            of = [args[0]] * len(items) if isinstance(items, list | tuple) and args[-1] is ... else args
+            if isinstance(items, list | tuple) and len(items) == len(of):
+                return tuple(_as_type(item, item_hint) for item, item_hint in zip(items, of, strict=True))
+        elif origin is Literal:
+            if value in args:
+                return value
+        elif kind is float and type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+        elif kind is str and type(value) in (int, float):  # --set block=6
+            return str(value)
+        elif kind not in _WORDS or (type(value) is kind and kind is not float):
+            return value
+    raise TypeError
+
+
+def _kinds(hint: Any) -> tuple:
+    """What a type may be: ``int | None`` is int or None."""
+    return get_args(hint) if get_args(hint) and NoneType in get_args(hint) else (hint,)
+
+
+def _in_words(hint: Any) -> str:
+    words = []
+    for kind in _kinds(hint):
+        args = get_args(kind)
+        if get_origin(kind) is tuple:
+            count = "" if args[-1] is ... else f"{len(args)} "
+            one = _in_words(args[0]).removeprefix("a ")
+            words.append(f"a list of {count}{one}{'' if one == 'true or false' else 's'}")
+        else:
+            words.append(f"one of {args}" if args else _WORDS.get(kind, str(kind)))
+    return " or ".join(words)
+
+
 def read_config(folder: str | Path) -> dict:
     """The ``config.json`` of a run folder. Raises ModelError if there is none that can be used."""
     path = Path(folder) / "config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if missing := {"detector", "config", "threshold", "generators"} - content.keys():
-            raise ModelError(f"{path}: field {sorted(missing)[0]!r} is missing")
     except FileNotFoundError:
         raise ModelError(f"{folder}: no run here (no config.json); make one with `afp fit`") from None
-    except (OSError, json.JSONDecodeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not a readable run config ({error})") from error
+    for key, kind in {"detector": str, "config": dict, "threshold": float, "generators": list}.items():
+        if not isinstance(content, dict) or key not in content:
+            raise ModelError(f"{path}: field {key!r} is missing")
+        if not isinstance(content[key], (float, int) if kind is float else kind):
+            raise ModelError(f"{path}: {key} is {content[key]!r}, expected a {kind.__name__}")
+    if not 0 <= content["threshold"] <= 1:  # nor NaN
+        raise ModelError(f"{path}: threshold is {content['threshold']}, expected 0 to 1")
     return content
+
+
+def seal(folder: str | Path, files: list[str]) -> None:
+    """Note the checksums of these files of a run, beside those that it has."""
+    folder = Path(folder)
+    sums = read_json(folder / CHECKSUMS) or {}
+    write_json(folder / CHECKSUMS, sums | {name: _file_hash(folder / name) for name in files})
+
+
+def check_seal(folder: str | Path) -> None:
+    """Raises ModelError naming a file of the run that is missing or no longer as it was written.
+
+    A run of an earlier version has no checksums, which is said and let pass.
+    """
+    folder = Path(folder)
+    if not (folder / CHECKSUMS).is_file():
+        logging.getLogger(__name__).warning("%s: an older run without checksums, not verified", folder)
+        return
+    sums = read_json(folder / CHECKSUMS)
+    if not isinstance(sums, dict):
+        raise ModelError(f"{folder / CHECKSUMS}: not readable; fit the run again")
+    for name, expected in sums.items():
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder / name} is missing; fit the run again")
+        if _file_hash(folder / name) != expected:
+            raise ModelError(
+                f"{folder / name} is not as it was written (its checksum differs); fit the run again"
+            )
+
+
+def run_key(folder: str | Path) -> str:
+    """Eight hex digits that tell runs apart: the hash of detector, config and what was learned."""
+    folder = Path(folder)
+    content, sums = read_config(folder), read_json(folder / CHECKSUMS)
+    if not isinstance(sums, dict):  # an older run
+        learned = [*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("adapter*/*")]
+        sums = {f.relative_to(folder).as_posix(): _file_hash(f) for f in sorted(learned)}
+    parts = {name: digest for name, digest in sums.items() if name not in RECORDS}
+    text = json.dumps([content["detector"], content["config"], parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _file_hash(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

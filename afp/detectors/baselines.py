@@ -12,11 +12,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from sklearn.feature_extraction import DictVectorizer
-from tqdm.auto import tqdm
 
 from ..data.images import describe_file
-from ..data.preprocess import Normalisation, prepare
-from ..errors import ImageError, ModelError, UnreadableImages
+from ..data.preprocess import Normalisation, for_every_image, prepare
+from ..errors import ModelError
 from .base import Detector
 from .logistic import Logistic, fit_best
 
@@ -46,35 +45,25 @@ class Metadata(Detector):
         return self.model_.size
 
     def _rows(self, frame: pd.DataFrame) -> list[dict]:
-        rows, errors = [], {}
-        for file in frame["file"]:
-            try:
-                row = describe_file(file)
-                size = row.pop("bytes_per_pixel")
-                rows.append(row | {"log_bytes": float(np.log2(size))} if self.with_bytes else row)
-            except ImageError as error:
-                errors[file] = str(error)
-        if errors:
-            raise UnreadableImages(errors)
+        rows = for_every_image(lambda file, digest: describe_file(file), frame)
+        for row in rows:
+            size = float(row.pop("bytes_per_pixel"))
+            if self.with_bytes:
+                row["log_bytes"] = float(np.log2(size))
         return rows
 
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
-        vectorizer = DictVectorizer(sparse=False)
-        x = vectorizer.fit_transform(self._rows(train))
-        self.columns_ = vectorizer.get_feature_names_out().tolist()
-        x_val = self._vectors(self._rows(validation))
+        rows = self._rows(train)
+        self.columns_ = DictVectorizer().fit(rows).get_feature_names_out().tolist()
+        x, x_val = self._vectors(rows), self._vectors(self._rows(validation))
         self.model_, _, _ = fit_best((x, train["label"].to_numpy()), (x_val, validation["label"].to_numpy()))
 
     def _vectors(self, rows: list[dict]) -> np.ndarray:
         """(n, columns_), a text value as its own 0/1 column, values never seen in training left out."""
-        place = {column: i for i, column in enumerate(self.columns_)}
-        x = np.zeros((len(rows), len(place)))
-        for i, row in enumerate(rows):
-            for key, value in row.items():
-                column = f"{key}={value}" if isinstance(value, str) else key
-                if column in place:
-                    x[i, place[column]] = 1.0 if isinstance(value, str) else value
-        return x
+        vectorizer = DictVectorizer(sparse=False)
+        vectorizer.feature_names_ = self.columns_
+        vectorizer.vocabulary_ = {column: i for i, column in enumerate(self.columns_)}
+        return vectorizer.transform(rows)
 
     def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
         return self.model_.predict(self._vectors(self._rows(frame)))
@@ -123,20 +112,14 @@ class Spectrum(Detector):
         return self.model_.size
 
     def _features(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        spectra, errors = [], {}
-        rows = zip(frame["file"], frame["sha256"], strict=True)
-        for file, digest in tqdm(rows, total=len(frame), desc="spectra", disable=not progress, leave=False):
-            try:
-                spectra.append(_spectrum(file, digest, self.normalisation, perturbation))
-            except ImageError as error:
-                errors[file] = str(error)
-        if errors:
-            raise UnreadableImages(errors)
-        return np.stack(spectra)
+        def work(file: str, digest: str) -> np.ndarray:
+            return _spectrum(file, digest, self.normalisation, perturbation)
+
+        return np.stack(for_every_image(work, frame, progress, "spectra"))
 
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
-        sets = [(self._features(f, "none", progress), f["label"].to_numpy()) for f in (train, validation)]
-        self.model_, _, _ = fit_best(*sets)
+        x, x_val = (self._features(frame, "none", progress) for frame in (train, validation))
+        self.model_, _, _ = fit_best((x, train["label"].to_numpy()), (x_val, validation["label"].to_numpy()))
 
     def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
         return self.model_.predict(self._features(frame, perturbation, progress))

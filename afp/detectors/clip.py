@@ -2,151 +2,313 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.functional import cross_entropy, normalize
-from torch.utils.data import Dataset
+from torch.nn.functional import cross_entropy, normalize, pad
+from torch.utils.data import DataLoader
 
+from ..data.loader import ImageDataset, Labelled, pixels, worker_count
+from ..data.preprocess import IDENTITY, Normalisation
 from ..errors import ModelError
 from ..models.backbones import Backbone, load_backbone
 from ..models.features import extract
+from ..models.text_tower import TextSide
 from ..models.training import Recipe, train
+from ..paths import cache_dir
 from .base import Detector
+
+BATCH = 64  # embeddings scored at a time
+PIXEL_BATCH = 16  # images validated at a time
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A recipe, and how many augmented views of an image it draws from (0: the image itself)."""
+    """A recipe, and whether all around it is as published too.
 
-    recipe: Recipe
-    n_views: int
-
-
-def paper_recipe(**changes) -> Recipe:
-    """CLIPping the Deception's recipe (Khan and Dang-Nguyen, 2024), which is CoOp's: SGD, the first of two epochs at
-    1e-5, then half a cosine from .002."""
-    published = {"lr": 2e-3, "epochs": 2, "batch_size": 16, "optimizer": "sgd", "momentum": 0.9}
-    published |= {"weight_decay": 5e-4, "schedule": "cosine", "seed": 17}
-    published |= {"warmup": "constant", "warmup_epochs": 1, "warmup_lr": 1e-5}
-    return Recipe(**published | changes)
-
-
-class Views(Dataset):
-    """(feature, label, weight) of each image; a feature is drawn anew from the image's views each time."""
-
-    def __init__(self, views: torch.Tensor, labels: np.ndarray):
-        """``views``: (k, n, P); ``labels``: (n,). Both classes weigh the same."""
-        self.views, self.labels = views, torch.tensor(labels, dtype=torch.long)
-        share = self.labels.float().mean()
-        self.weights = 0.5 / torch.where(self.labels == 1, share, 1 - share)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        k = int(torch.randint(len(self.views), ())) if len(self.views) > 1 else 0
-        return self.views[k, i], self.labels[i], self.weights[i]
-
-
-def fit_head(
-    head: nn.Module, train_set: Views, validation: Views, recipe: Recipe, progress: bool = True
-) -> pd.DataFrame:
-    """Train what requires a gradient in ``head``, features (b, P) -> logits (b, 2), on the weighted cross-entropy.
-
-    The epoch with the smallest loss on ``validation`` stays. Returns `afp.models.training.train`'s history.
+    ``published``: the file's own pixels, a fresh random crop and flip at each step, an unweighted loss, the last
+    epoch. Else: normalised pixels as they are, both classes weigh the same, the epoch that is best on validation.
     """
 
-    def loss(model: nn.Module, batch) -> torch.Tensor:
-        features, labels, weights = batch
-        return (cross_entropy(model(features), labels, reduction="none") * weights).mean()
+    recipe: Recipe
+    published: bool = False
 
-    def validate(model: nn.Module) -> float:
-        device = next(head.parameters()).device
-        everything = (validation.views[0], validation.labels, validation.weights)
-        return -loss(model, [part.to(device) for part in everything]).item()
 
-    return train(head, train_set, loss, recipe, validate=validate, progress=progress)
+def published_recipe(**changes: Any) -> Recipe:
+    """CLIPping the Deception's recipe for prompt and adapter (Khan and Dang-Nguyen, 2024), with ``changes``."""
+    recipe = Recipe(lr=2e-3, epochs=2, batch_size=16, optimizer="sgd", weight_decay=5e-4, seed=17)
+    recipe = replace(recipe, schedule="constant", warmup="constant", warmup_epochs=1, warmup_lr=1e-5)
+    return replace(recipe, **changes)
+
+
+# Few-shot training, on 320 images a class, never leaves the warm-up's rate.
+FEW_SHOT = Preset(published_recipe(lr=1e-5, epochs=20, warmup_epochs=0), True)
+PUBLISHED = {"paper": Preset(published_recipe(), True), "few-shot": FEW_SHOT}
+_CONFIG = "configs/trainers/CoOp/vit_l14_ep2.yaml (few-shot: ep20, fine-tuning: ep1)"
+# Setting -> where its published value stands, in the authors' repository.
+SOURCES = {
+    **dict.fromkeys(
+        ("optimizer", "lr", "schedule", "warmup", "warmup_epochs", "warmup_lr"), f"{_CONFIG}: OPTIM"
+    ),
+    **dict.fromkeys(("momentum", "weight_decay"), "Dassl's defaults"),
+    "epochs": f"README, {_CONFIG}: OPTIM",
+    "batch_size": f"{_CONFIG}: DATALOADER",
+    "seed": "README: --seed 17",
+    "backbone": f"{_CONFIG}: MODEL",
+    "normalisation": f"{_CONFIG}: INPUT (bicubic 224, centre crop and CLIP's statistics come with the backbone)",
+    "augmentation": f"{_CONFIG}: INPUT.TRANSFORMS, of which compress_blur does nothing",
+    "loss": "trainers/*.py: F.cross_entropy",
+    "precision": "trainers/*.py: float32, but the prompt's float16",
+    "kept epoch": "Dassl's default, last_step",
+}
+# Setting -> how even the preset `paper` differs from the original.
+DIFFERENCES = {
+    "precision": "float32, but the prompt's float16",
+    "batch_size": "Dassl leaves out an epoch's last batch where it is not full",
+    "normalisation": "the centre crop rounds down, torchvision's to even: one pixel, where the rest is odd",
+}
+
+
+class OnPixels(nn.Module):
+    """A head behind a frozen tower: pixels (b, 3, h, w) -> what the head makes of the embeddings (b, P)."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found = self.backbone.extract(images, ("embedding",))["embedding"]
+        return self.head(
+            found.to(images.device).clone()
+        )  # a copy: autograd takes nothing from inference mode
+
+
+class Head(nn.Module):
+    """Image embeddings (b, P) -> logits (b, 2): adapted, then compared with the text of each class.
+
+    Args:
+        adapter: of the embeddings, (b, P) -> (b, P).
+        texts: gives the normalised text embeddings (2, P), called without arguments.
+        scale: CLIP's, of the similarities.
+    """
+
+    def __init__(self, adapter: nn.Module, texts: nn.Module, scale: float):
+        super().__init__()
+        self.adapter, self.texts, self.scale = adapter, texts, scale
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return self.scale * normalize(self.adapter(embeddings), dim=-1) @ self.texts().T
+
+
+class Texts(nn.Module):
+    """Normalised embeddings (n, P) of texts: encoded at each call if pseudo-words in them are trained, else once."""
+
+    def __init__(self, side: TextSide, texts: list[str], trained: bool = False):
+        super().__init__()
+        self.texts, self.side = texts, side if trained else None
+        if not trained:
+            with torch.no_grad():
+                self.embeddings = nn.Buffer(side.encode(texts))
+
+    def forward(self) -> torch.Tensor:
+        return self.embeddings if self.side is None else self.side.encode(self.texts)
 
 
 @dataclass
-class ClipDetector(Detector):
-    """P(fake) is the softmax over CLIP's similarity (times its logit scale) to a text of each class.
+class TowerDetector(Detector):
+    """A detector on CLIP's image tower that has presets, trained by gradient descent in at least one of them.
 
     Args:
         backbone: ``demo-clip`` (its text tower is a stand-in: see `afp.demo.text`), ``clip-vit-l14``, any hub name
             or folder of a CLIP model or a vision-text dual encoder.
-        preset: ``demo``, what fits two cores; ``paper``, the recipe of CLIPping the Deception.
-        seed, epochs, lr, batch_size, n_views: override the preset's.
+        preset: ``demo``, what fits two cores; ``paper``, all as in CLIPping the Deception (see `explain_recipe`);
+            ``few-shot``, its setting of 320 images a class.
+        seed, epochs, lr, batch_size: override the preset's.
     """
 
     presets: ClassVar[dict[str, Preset]]
+    sources: ClassVar[dict[str, str]] = SOURCES
+    differences: ClassVar[dict[str, str]] = DIFFERENCES
+    precision: ClassVar[str] = "image tower bfloat16 on a GPU that has it, else float32; the rest float32"
     backbone: str = "demo-clip"
     preset: str = "demo"
     seed: int | None = None
     epochs: int | None = None
     lr: float | None = None
     batch_size: int | None = None
-    n_views: int | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.preset not in self.presets:
             raise ModelError(f"{self.name}: preset is {self.preset!r}, expected one of {tuple(self.presets)}")
-        if self.n_views is not None and self.n_views < 0:
-            raise ModelError(f"{self.name}: n_views is {self.n_views}, expected 0 or more")
+        super().__post_init__()
         self.recipe()
+
+    @property
+    def backbone_(self) -> Backbone:
+        """The frozen model, loaded once a process."""
+        return load_backbone(self.backbone)
+
+    @property
+    def published(self) -> bool:
+        """Whether the preset is a published one: see `Preset`."""
+        return self.presets[self.preset].published
+
+    def default_normalisation(self) -> Normalisation:
+        """The file's own pixels for a published preset."""
+        return IDENTITY if self.published else Normalisation()
 
     def recipe(self) -> Recipe:
         """The preset's recipe with this detector's overrides. Raises ValueError naming a wrong one."""
         own = {k: getattr(self, k) for k in ("seed", "epochs", "lr", "batch_size")}
-        return Recipe(
-            **vars(self.presets[self.preset].recipe) | {k: v for k, v in own.items() if v is not None}
+        return replace(self.presets[self.preset].recipe, **{k: v for k, v in own.items() if v is not None})
+
+    def settings(self) -> dict[str, object]:
+        """Setting -> value of all that a fit depends on, but for its images."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)} | asdict(self.recipe())
+        own["precision"] = self.precision
+        own |= {"augmentation": "none", "loss": "cross-entropy, balanced", "kept epoch": "best on validation"}
+        if self.published:
+            views = "random crop of .08 to 1 of the area and flip, drawn anew at each step"
+            own |= {"augmentation": views, "loss": "cross-entropy", "kept epoch": "last"}
+        return own | {"normalisation": self.normalisation.key}
+
+    def explain_recipe(self) -> pd.DataFrame:
+        """Where the settings come from, and where they differ from the published ones.
+
+        Returns:
+            A row a setting: ``setting``, ``value``, ``source``, ``differs`` (empty where ours is the original's).
+        """
+        rows, published = [], type(self)(backbone="clip-vit-l14", preset="paper").settings()
+        for setting, value in self.settings().items():
+            source, differs = self.sources.get(setting, "our choice"), self.differences.get(setting, "")
+            if value != published.get(setting):
+                source, differs = "our choice", f"published: {published.get(setting, 'not there')}"
+            rows.append((setting, str(value), source, differs))
+        return pd.DataFrame(rows, columns=["setting", "value", "source", "differs"])
+
+    def checkpoint_folder(self, train_rows: pd.DataFrame) -> Path:
+        """Where a fit on the pixels of these rows leaves its checkpoints: it goes on from them, and deletes them."""
+        content = json.dumps([self.name, self.config()], sort_keys=True)
+        content += "".join(train_rows["sha256"] + train_rows["label"].astype(str))
+        return cache_dir() / "checkpoints" / hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def _features(
+        self, frame: pd.DataFrame, perturbation: str, progress: bool, output: str = "embedding"
+    ) -> np.ndarray:
+        """What the frozen tower makes of each row: image embeddings, not normalised (n, P), or another output."""
+        options: dict[str, Any] = {"normalisation": self.normalisation, "perturbation": perturbation}
+        return extract(frame, self.backbone_, output, progress=progress, **options)
+
+    def _pixels(self, frame: pd.DataFrame) -> Labelled:
+        """Rows as the tower's input, with views and weights as the preset wants them."""
+        tower, seed = self.backbone_, self.recipe().seed
+        size = tower.image_size if self.published else 0
+        images = ImageDataset(
+            frame, self.normalisation, view_size=size, seed=seed, transform=tower.preprocess
         )
+        return Labelled(frame, images, weighted=not self.published)
+
+    def _train_head(
+        self, head: nn.Module, train: pd.DataFrame, validation: pd.DataFrame, progress: bool
+    ) -> None:
+        """Train a module, embeddings (b, P) -> logits (b, 2): on cached ones, or on those of fresh random views."""
+        if self.published:
+            self._train_on_pixels(OnPixels(self.backbone_, head), train, validation, progress)
+        else:
+            sets = [Labelled(f, self._features(f, "none", progress)) for f in (train, validation)]
+            self._train(head, sets, len(validation), progress=progress)
+
+    def _train_on_pixels(
+        self, model: nn.Module, train: pd.DataFrame, validation: pd.DataFrame, progress: bool
+    ) -> None:
+        """Train a module, pixels (b, 3, h, w) -> logits (b, 2); a stopped fit goes on from its checkpoint."""
+        folder, workers = self.checkpoint_folder(train), worker_count(self.backbone_.device)
+        sets = [self._pixels(f) for f in (train, validation)]
+        self._train(model, sets, PIXEL_BATCH, checkpoint=folder, num_workers=workers, progress=progress)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _train(
+        self, model: nn.Module, sets: list[Labelled], size: int, num_workers: int = 0, **options: Any
+    ) -> None:
+        def loss(model: nn.Module, batch: tuple) -> torch.Tensor:
+            inputs, labels, weights = batch
+            device = next(model.parameters()).device
+            inputs = inputs if isinstance(inputs, torch.Tensor) else pixels(inputs)
+            found = cross_entropy(model(inputs.to(device)), labels.to(device), reduction="none")
+            return (found * weights.to(device)).mean()
+
+        def validate(model: nn.Module) -> float:
+            batches: DataLoader = DataLoader(sets[1], size, num_workers=num_workers)
+            return -sum(loss(model, b).item() * len(b[1]) for b in batches) / len(sets[1])
+
+        last = self.published or self.recipe().epochs == 1  # one epoch leaves nothing to choose
+        options |= {"validate": None if last else validate, "num_workers": num_workers}
+        self.history_ = train(model, sets[0], loss, self.recipe(), **options)
+
+
+@dataclass
+class ClipDetector(TowerDetector):
+    """P(fake) is the softmax over CLIP's similarity (times its logit scale) to a text of each class."""
+
+    def texts(self) -> list[str]:
+        """The text of each class, in the order of the labels."""
+        raise NotImplementedError
 
     @property
-    def backbone_(self) -> Backbone:
-        return load_backbone(self.backbone)
+    def n_trainable(self) -> int:
+        """Numbers of the adapter, if there is one."""
+        return sum(p.numel() for p in self._adapter().parameters())
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
-        """Scaled similarities to both classes' texts, float64, with a gradient: features (n, P) -> (n, 2)."""
-        classifier = self.classifier_.double().to(features.device)
-        # Not `@`: its last digits depend on how many rows there are, and a score must not depend on its batch.
-        return self._scale() * (normalize(features.double(), dim=-1)[:, None] * classifier).sum(-1)
+        """Scaled similarities to both classes' texts, float64, with a gradient: embeddings (n, P) -> (n, 2)."""
+        classifier, adapter = self.classifier_.to(features.device), self.adapter_.to(features.device)
+        # Padded to one shape: matrix kernels round by shape, so a score would depend on its batch.
+        batches = pad(features, (0, 0, 0, -len(features) % BATCH)).split(BATCH)
+        adapted = torch.cat([adapter(batch) for batch in batches])[: len(features)]
+        # Not `@`, for the same reason.
+        return self._scale() * (normalize(adapted.double(), dim=-1)[:, None] * classifier.double()).sum(-1)
 
-    def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        features = self._embeddings(frame, perturbation, progress)
-        return self.logits(features).softmax(-1)[:, 1].cpu().numpy()
+    def _adapter(self) -> nn.Module:
+        """What stands between image embedding (b, P) and comparison; as it is before training."""
+        return nn.Identity()
+
+    def _text_module(self) -> Texts:
+        """The embeddings of both classes' texts; as they are before training."""
+        return Texts(TextSide.copy_of(self.backbone_), self.texts())
 
     def _scale(self) -> float:
         return float(self.backbone_.model.logit_scale.exp())
 
-    def _embeddings(
-        self, frame: pd.DataFrame, perturbation: str, progress: bool, view: int = 0
-    ) -> torch.Tensor:
-        """Image embeddings, not normalised: (n, P)."""
-        found = extract(
-            frame,
-            self.backbone_,
-            "embedding",
-            normalisation=self.normalisation,
-            perturbation=perturbation,
-            view=view,
-            progress=progress,
-        )
-        return torch.from_numpy(found)
+    def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
+        texts = self._text_module()
+        torch.manual_seed(self.recipe().seed)
+        head = Head(self._adapter(), texts, self._scale())
+        self._train_head(head, train, validation, progress)
+        self._settle(head.adapter, texts)
 
-    def _fit_head(
-        self, head: nn.Module, train_rows: pd.DataFrame, validation: pd.DataFrame, progress: bool
-    ) -> None:
-        n_views = self.presets[self.preset].n_views if self.n_views is None else self.n_views
-        views = range(1, n_views + 1) if n_views else [0]
-        x = torch.stack([self._embeddings(train_rows, "none", progress, view) for view in views])
-        x_val = self._embeddings(validation, "none", progress)[None]
-        sets = [Views(v, f["label"].to_numpy()) for v, f in ((x, train_rows), (x_val, validation))]
-        head.to(self.backbone_.device)
-        self.history_ = fit_head(head, *sets, self.recipe(), progress)
+    @torch.no_grad()
+    def _settle(self, adapter: nn.Module, texts: Texts) -> None:
+        self.adapter_, self.classifier_ = adapter.requires_grad_(False), texts().cpu().clone()
+
+    def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
+        features = torch.from_numpy(self._features(frame, perturbation, progress))
+        return self.logits(features).softmax(-1)[:, 1].cpu().numpy()
+
+    def _save(self, folder: Path) -> None:
+        state = {k: v.cpu().contiguous() for k, v in self.adapter_.state_dict().items()}
+        save_file(state | {"classifier": self.classifier_}, folder / "model.safetensors")
+
+    def _load(self, folder: Path) -> None:
+        state = load_file(folder / "model.safetensors")
+        self.classifier_ = state.pop("classifier")
+        self.adapter_ = self._adapter().requires_grad_(False)
+        self.adapter_.load_state_dict(state)

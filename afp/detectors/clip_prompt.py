@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
-import torch
-from torch import nn
-from torch.nn.functional import normalize
 
 from ..errors import ModelError
 from ..models import soft_prompts
 from ..models.soft_prompts import adapter_folder, save_adapter
 from ..models.text_tower import CLASSES, TextSide, check_text
 from ..models.training import Recipe
-from .clip import ClipDetector, Preset, paper_recipe
+from .clip import PUBLISHED, SOURCES, ClipDetector, Preset, Texts
 
 POSITIONS = ("front", "middle", "end")
 
@@ -30,13 +27,19 @@ class ClipPrompt(ClipDetector):
         class_position: where ``real`` or ``fake`` stands: ``front`` of the pseudo-words (the paper's), in their
             ``middle``, or at the ``end``. A full stop ends the text.
         per_class: a context of its own for each class, 2 M pseudo-words.
-        init: ``random``, N(0, .02), or words; the M rows start from theirs, repeated as often as needed.
+        init: ``random``, N(0, .02), or words whose mean embedding the rows start from.
     """
 
     name: ClassVar[str] = "clip-prompt"
     presets: ClassVar = {
-        "demo": Preset(Recipe(lr=3e-3, epochs=30, batch_size=72), 0),
-        "paper": Preset(paper_recipe(), 2),
+        "demo": Preset(Recipe(lr=3e-3, epochs=30, batch_size=72)),
+        **PUBLISHED,
+    }
+    sources: ClassVar = SOURCES | {
+        "n_context": "README: N_CTX 16",
+        "class_position": "README: CLASS_TOKEN_POSITION front",
+        "per_class": "README: CSC False",
+        "init": "CoOp: N(0, .02)",
     }
     n_context: int = 16
     class_position: str = "front"
@@ -46,10 +49,10 @@ class ClipPrompt(ClipDetector):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_context < 1:
-            raise ModelError(f"clip-prompt: n_context is {self.n_context}, expected at least 1 pseudo-word")
+            raise ModelError(f"{self.name}: n_context is {self.n_context}, expected at least 1 pseudo-word")
         if self.class_position not in POSITIONS:
             raise ModelError(
-                f"clip-prompt: class_position is {self.class_position!r}, expected one of {POSITIONS}"
+                f"{self.name}: class_position is {self.class_position!r}, expected one of {POSITIONS}"
             )
 
     def words(self) -> list[str]:
@@ -67,19 +70,18 @@ class ClipPrompt(ClipDetector):
 
     @property
     def n_trainable(self) -> int:
-        """M (or 2 M) times the width of the text tower."""
+        """M (or 2 M) times the width of the text tower, and the adapter's, if there is one."""
         check_text(self.backbone_)
-        return len(self.words()) * self.backbone_.model.text_model.get_input_embeddings().embedding_dim
+        return (
+            super().n_trainable
+            + len(self.words()) * self.backbone_.model.text_model.get_input_embeddings().embedding_dim
+        )
 
     def attach(self) -> TextSide:
         """A copy of the backbone's text side whose pseudo-words, fresh, are all that requires a gradient."""
         side = TextSide.copy_of(self.backbone_)
-        words = self.words()
-        model = soft_prompts.attach(side.tower, side.tokenizer, words, seed=self.recipe().seed)
-        if self.init != "random":
-            with torch.no_grad():
-                soft_prompts.vectors(model).copy_(self._rows(side, len(words)))
-        side.tower = model
+        options: dict[str, Any] = {"init": self.init, "seed": self.recipe().seed}
+        side.tower = soft_prompts.attach(side.tower, side.tokenizer, self.words(), **options)
         side.projection.requires_grad_(False)
         return side
 
@@ -87,47 +89,23 @@ class ClipPrompt(ClipDetector):
         """Vocabulary words closest to the learned rows: see `afp.models.soft_prompts.nearest_words`."""
         return soft_prompts.nearest_words(self.side_.tower, self.side_.tokenizer, n)
 
-    def _rows(self, side: TextSide, n: int) -> torch.Tensor:
-        ids = side.tokenizer(self.init, add_special_tokens=False).input_ids
-        known = ids and not (side.tokenizer.unk_token_id in ids and side.tokenizer.unk_token not in self.init)
-        if not known:
-            raise ModelError(f"clip-prompt: init is {self.init!r}, expected random or words of the tokenizer")
-        weight = side.tower.get_input_embeddings().weight
-        return weight[[ids[i % self.n_context % len(ids)] for i in range(n)]].float()
-
-    def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
+    def _text_module(self) -> Texts:
         self.side_ = self.attach()
-        self._fit_head(_Head(self.side_, self.texts(), self._scale()), train, validation, progress)
-        self._settle()
-
-    def _settle(self) -> None:
-        with torch.inference_mode():
-            self.classifier_ = self.side_.encode(self.texts()).cpu().clone()
+        return Texts(self.side_, self.texts(), trained=True)
 
     def _save(self, folder: Path) -> None:
+        super()._save(folder)
         save_adapter(self.side_.tower, folder / "adapter")
 
     def _load(self, folder: Path) -> None:
+        super()._load(folder)
         side = TextSide.copy_of(self.backbone_)
+        at = adapter_folder(folder / "adapter")
         try:
-            side.tower = soft_prompts.load(
-                side.tower, side.tokenizer, self.words(), adapter_folder(folder / "adapter")
-            )
+            side.tower = soft_prompts.load(side.tower, side.tokenizer, self.words(), at)
         except ModelError as error:
-            raise ModelError(f"clip-prompt: {error}") from error
+            raise ModelError(f"{self.name}: {error}") from error
         self.side_ = side.to(self.backbone_.device)
-        self._settle()
-
-
-class _Head(nn.Module):
-    """Features (b, P) -> logits (b, 2), through the text tower."""
-
-    def __init__(self, side: TextSide, texts: list[str], scale: float):
-        super().__init__()
-        self.side, self.texts, self.scale = side, texts, scale
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.scale * normalize(features, dim=-1) @ self.side.encode(self.texts).T
 
 
 def place_class_word(word: str, context: list[str], position: str) -> str:

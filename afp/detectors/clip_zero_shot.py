@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
 from ..errors import ModelError
@@ -23,6 +21,7 @@ TEMPLATES = (
     "a {} picture.",
     "{}, a photo of something.",
 )
+NO_RECIPE = Recipe(lr=1.0, epochs=1, batch_size=1)
 
 
 @dataclass
@@ -35,9 +34,9 @@ class ClipZeroShot(ClipDetector):
     """
 
     name: ClassVar[str] = "clip-zero-shot"
-    presets: ClassVar = dict.fromkeys(("demo", "paper"), Preset(Recipe(lr=1.0, epochs=1, batch_size=1), 0))
+    presets: ClassVar = {"demo": Preset(NO_RECIPE), "paper": Preset(NO_RECIPE, True)}
     templates: tuple[str, ...] = TEMPLATES
-    words: tuple[str, str] = CLASSES
+    words: tuple[str, ...] = CLASSES
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,18 +48,8 @@ class ClipZeroShot(ClipDetector):
         if len(set(self.words)) != 2:
             raise ModelError(f"{self.name}: words are {self.words}, expected two, real's and fake's")
 
-    @property
-    def n_trainable(self) -> int:
-        return 0
-
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
         side = TextSide.copy_of(self.backbone_)
-        with torch.inference_mode():
+        with torch.no_grad():
             means = [side.encode([t.format(word) for t in self.templates]).mean(0) for word in self.words]
-            self.classifier_ = normalize(torch.stack(means), dim=-1).cpu().clone()
-
-    def _save(self, folder: Path) -> None:
-        save_file({"classifier": self.classifier_}, folder / "model.safetensors")
-
-    def _load(self, folder: Path) -> None:
-        self.classifier_ = load_file(folder / "model.safetensors")["classifier"]
+        self.adapter_, self.classifier_ = self._adapter(), normalize(torch.stack(means), dim=-1).cpu()

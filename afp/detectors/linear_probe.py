@@ -11,43 +11,48 @@ from zlib import crc32
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
 from ..data.preprocess import check_perturbation
 from ..errors import ModelError
-from ..models.backbones import load_backbone
-from ..models.features import extract
-from .base import Detector
-from .clip import Views, fit_head, paper_recipe
+from ..models.training import Recipe
+from .clip import DIFFERENCES, SOURCES, Preset, TowerDetector, published_recipe
 from .logistic import C_GRID, Logistic, fit_best
+
+_CODE = dict.fromkeys(
+    ("lr", "epochs", "momentum", "weight_decay", "schedule", "block", "weights"), "train_linear.py"
+)
+WEIGHT_STD = 0.01
 
 
 @dataclass
-class LinearProbe(Detector):
+class LinearProbe(TowerDetector):
     """Logistic regression on the class token of one block of the tower (or on the image embedding).
 
     What generators leave behind is seen best in the middle of the tower, not at its end, where only the content is
-    left (Koutlis and Papadopoulos, RINE, 2024). Which block is best is chosen on validation.
+    left (Koutlis and Papadopoulos, RINE, 2024). Which block is best is chosen on validation. The preset ``paper``
+    is CLIPping the Deception's instead: a linear layer with an output a class on the image embedding.
 
-    Args:
-        backbone: see `afp.models.backbones.load_backbone`.
+    Args, besides `TowerDetector`'s (of which the preset ``demo``, scikit-learn's, needs none):
         block: ``auto`` (chosen by validation loss), a block's number as text (``0`` is the embedding layer), or
             ``embedding`` for the projected image embedding.
         c: inverse regularisation strengths to choose from.
         augment: perturbations. Each training and validation image is then used twice: as it is, and under one of
             these, drawn by its hash. The threshold is chosen on clean images all the same.
-        recipe: ``logistic``, scikit-learn's; ``paper``, CLIPping the Deception's: a linear layer with an output a
-            class on the image embedding, SGD 3e-3, two epochs, drawn from ``n_views`` random crops of an image.
-        seed: of the paper's recipe.
     """
 
     name: ClassVar[str] = "linear-probe"
-    backbone: str = "demo-clip"
+    presets: ClassVar = {
+        "demo": Preset(Recipe(lr=1.0, epochs=1, batch_size=1)),
+        "paper": Preset(published_recipe(lr=3e-3, momentum=0.0, weight_decay=0.0, warmup_epochs=0), True),
+    }
+    sources: ClassVar = SOURCES | _CODE
+    differences: ClassVar = DIFFERENCES | {
+        "augmentation": "the original squeezes to 224 x 224, flips, and scales, turns, shifts or cuts out (imgaug)",
+    }
     block: str = "auto"
     c: tuple[float, ...] = C_GRID
     augment: tuple[str, ...] = ()
-    recipe: str = "logistic"
-    n_views: int = 2
-    seed: int = 17
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,32 +67,24 @@ class LinearProbe(Detector):
         self.augment = tuple(dict.fromkeys(check_perturbation(spec) for spec in self.augment))
         if "none" in self.augment:
             raise ModelError("linear-probe: augment holds 'none', expected perturbations that change images")
-        if self.recipe not in ("logistic", "paper"):
-            raise ModelError(f"linear-probe: recipe is {self.recipe!r}, expected logistic or paper")
-        if self.recipe == "paper" and (self.block not in ("auto", "embedding") or self.augment):
+        if self.published and (self.block not in ("auto", "embedding") or self.augment):
             raise ModelError(
-                f"linear-probe: block is {self.block!r}, augment {self.augment}: the paper's recipe reads the"
+                f"linear-probe: block is {self.block!r}, augment {self.augment}: the preset {self.preset} reads the"
                 " embedding of random crops"
             )
+
+    def settings(self) -> dict[str, object]:
+        """Setting -> value of all that a fit depends on, but for its images."""
+        if self.published:
+            return super().settings() | {"weights": f"N(0, {WEIGHT_STD}), bias 0"}
+        own = {"augmentation": ", ".join(self.augment) or "none", "loss": "logistic, balanced, L2 by c"}
+        keep = ("backbone", "preset", "block", "c", "normalisation", "precision")
+        return {k: v for k, v in super().settings().items() if k in keep} | own
 
     @property
     def n_trainable(self) -> int:
         """Width of the features + 1; the paper's layer has one such output a class."""
-        if self.recipe == "paper":
-            return 2 * (load_backbone(self.backbone).embedding_dim + 1)
-        return self.model_.size
-
-    def _features(self, frame: pd.DataFrame, perturbation: str, progress: bool, view: int = 0) -> np.ndarray:
-        output = "embedding" if self.block == "embedding" or self.recipe == "paper" else "cls"
-        return extract(
-            frame,
-            load_backbone(self.backbone),
-            output,
-            normalisation=self.normalisation,
-            perturbation=perturbation,
-            view=view,
-            progress=progress,
-        )
+        return 2 * (self.backbone_.embedding_dim + 1) if self.published else self.model_.size
 
     def _augmented(self, frame: pd.DataFrame, progress: bool) -> tuple[np.ndarray, np.ndarray]:
         """Features and labels of the images and, with ``augment``, of one perturbed copy of each."""
@@ -96,32 +93,22 @@ class LinearProbe(Detector):
             drawn = np.array([crc32(digest.encode()) % len(self.augment) for digest in frame["sha256"]])
             parts |= {spec: frame[drawn == i] for i, spec in enumerate(self.augment)}
         parts = {spec: part for spec, part in parts.items() if len(part)}
-        x = [self._features(part, spec, progress) for spec, part in parts.items()]
+        x = [self._seen(part, spec, progress) for spec, part in parts.items()]
         return np.concatenate(x), np.concatenate([part["label"] for part in parts.values()])
 
-    def _fit_paper(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
-        views = range(1, self.n_views + 1) if self.n_views else [0]
-        x = np.stack([self._features(train, "none", progress, view) for view in views])
-        x_val = self._features(validation, "none", progress)[None]
-        sets = [
-            Views(torch.from_numpy(v), f["label"].to_numpy()) for v, f in ((x, train), (x_val, validation))
-        ]
-        torch.manual_seed(self.seed)
-        layer = torch.nn.Linear(x.shape[-1], 2).to(load_backbone(self.backbone).device)
-        self.history_ = fit_head(layer, *sets, paper_recipe(lr=3e-3, seed=self.seed), progress)
-        weight, bias = (p.detach().cpu().double().numpy() for p in (layer.weight, layer.bias))
-        plain = np.zeros(x.shape[-1]), np.ones(x.shape[-1])
-        self.model_ = Logistic(*plain, weight[1] - weight[0], bias[1:] - bias[:1])
-        self.block_ = self.c_ = None
+    def _seen(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
+        output = "embedding" if self.block == "embedding" or self.published else "cls"
+        return self._features(frame, perturbation, progress, output)
 
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
-        if self.recipe == "paper":
-            self._fit_paper(train, validation, progress)
+        self.block_: int | None = None
+        self.c_: float | None = None
+        if self.published:
+            self._fit_layer(train, validation, progress)
             return
         (x, y), (x_val, y_val) = (self._augmented(f, progress) for f in (train, validation))
         if self.block == "embedding":
             self.model_, self.c_, _ = fit_best((x, y), (x_val, y_val), self.c)
-            self.block_ = None
             return
         blocks = range(x.shape[1]) if self.block == "auto" else [int(self.block)]
         if blocks[-1] >= x.shape[1]:
@@ -129,11 +116,21 @@ class LinearProbe(Detector):
                 f"linear-probe: block is {self.block}, {self.backbone} has 0 to {x.shape[1] - 1}"
             )
         fits = {b: fit_best((x[:, b], y), (x_val[:, b], y_val), self.c) for b in blocks}
-        self.block_ = min(fits, key=lambda b: fits[b][2])
-        self.model_, self.c_, _ = fits[self.block_]
+        best = min(fits, key=lambda b: fits[b][2])
+        self.block_, (self.model_, self.c_, _) = best, fits[best]
+
+    def _fit_layer(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
+        torch.manual_seed(self.recipe().seed)
+        layer = nn.Linear(self.backbone_.embedding_dim, 2)
+        nn.init.normal_(layer.weight, std=WEIGHT_STD)
+        nn.init.zeros_(layer.bias)
+        self._train_head(layer, train, validation, progress)
+        weight, bias = (p.detach().cpu().double().numpy() for p in (layer.weight, layer.bias))
+        plain = np.zeros(weight.shape[1]), np.ones(weight.shape[1])
+        self.model_ = Logistic(*plain, weight[1] - weight[0], bias[1:] - bias[:1])
 
     def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        x = self._features(frame, perturbation, progress)
+        x = self._seen(frame, perturbation, progress)
         return self.model_.predict(x if self.block_ is None else x[:, self.block_])
 
     def _save(self, folder: Path) -> None:

@@ -1,9 +1,78 @@
-"""From a score to a decision: the threshold, chosen on validation images."""
+"""From a score to a decision: the threshold, chosen on validation images, and what it costs real images."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import beta
+
+from ..errors import AfpError
+
+TARGET_FPR = 0.05
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold, how it was chosen, and the share of real images that it calls fake.
+
+    Args:
+        threshold: an image whose score reaches it is called fake.
+        rule: how it was chosen, in words.
+        rate, low, high: share of ``n_real`` real images called fake, with its 95 % interval.
+        origin: of these images, ``validation`` or ``calibration``.
+    """
+
+    threshold: float
+    rule: str
+    rate: float
+    low: float
+    high: float
+    n_real: int
+    origin: str = "validation"
+
+    def __str__(self) -> str:
+        return (
+            f"threshold {self.threshold:.3f} by {self.rule}; of {self.n_real} real images of {self.origin} it calls "
+            f"{self.rate:.3f} [{self.low:.3f}, {self.high:.3f}] fake"
+        )
+
+
+def choose_operating_point(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    sources: Sequence[str],
+    target_fpr: float | None = None,
+    origin: str = "validation",
+) -> OperatingPoint:
+    """The threshold by a false-positive rate, or by balanced accuracy, and its rate on the real images.
+
+    Args:
+        labels, scores, sources: (n,) of validation images; ``sources`` are the photographs that they derive from.
+        target_fpr: above 0, under 1; None for balanced accuracy, which also stands in where there are so few real
+            images that not one may be called fake.
+        origin: see `OperatingPoint`.
+    """
+    y, p = check_labels_and_scores(labels, scores)
+    real = p[y == 0]
+    if target_fpr is None or len(real) < fewest_for(target_fpr):
+        threshold, rule = choose_threshold(y, p), "the best balanced accuracy"
+        if target_fpr is not None:
+            rule += f" (too few real images for a rate of {target_fpr:g})"
+    else:
+        threshold, rule = threshold_at_fpr(real, target_fpr), f"a false-positive rate of {target_fpr:g}"
+    rates = false_positive_rate(real >= threshold, np.asarray(sources)[y == 0])
+    return OperatingPoint(threshold, rule, *rates, len(real), origin)
+
+
+def fewest_for(target_fpr: float) -> int:
+    """The fewest real images of which this rate allows one to be called fake. Raises AfpError for no rate."""
+    if not 0 < target_fpr < 1:
+        raise AfpError(f"target FPR: {target_fpr}, expected a number between 0 and 1")
+    return math.ceil(1 / target_fpr - 1e-9)
 
 
 def choose_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -24,7 +93,53 @@ def choose_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
     return float(middle[best_first[0]])
 
 
+def threshold_at_fpr(real_scores: ArrayLike, target_fpr: float) -> float:
+    """A threshold at which at most this share of real images is called fake; real images alone decide it.
+
+    It lies in the middle between the highest score that must stay below it and the next one, or just above it. Where
+    real images score 1, even the highest threshold calls them fake.
+
+    Args:
+        real_scores: P(fake) of real images, (n,).
+        target_fpr: above 0, under 1.
+    Raises:
+        AfpError: another ``target_fpr``, or too few images for it.
+    """
+    p = np.sort(np.asarray(real_scores, float))[::-1]
+    if len(p) < (fewest := fewest_for(target_fpr)):
+        raise AfpError(
+            f"{len(p)} real images are too few for a false-positive rate of {target_fpr:g}; expected {fewest}"
+        )
+    allowed = int(target_fpr * len(p) + 1e-9)  # rounding must not forbid 1 of 20 images at .05
+    above = p[p > p[allowed]]
+    lowest = np.nextafter(p[allowed], 1)
+    return float(max(lowest, (p[allowed] + above[-1]) / 2) if len(above) else lowest)
+
+
+def false_positive_rate(called_fake: ArrayLike, sources: ArrayLike) -> tuple[float, float, float]:
+    """The share of real images that are called fake, with its 95 % interval.
+
+    The interval is Clopper's and Pearson's (Biometrika 26, 1934), as if there were one image a source: images of one
+    photograph are no independent trials, and an interval of 0 to 0 would be none.
+
+    Args:
+        called_fake: (n,) bool, of real images.
+        sources: (n,), the photographs that they derive from.
+    Returns:
+        Rate, low, high; all NaN without an image.
+    """
+    called = np.asarray(called_fake, bool)
+    if not len(called):
+        return np.nan, np.nan, np.nan
+    rate, n = float(called.mean()), len(np.unique(np.asarray(sources, str)))
+    k = rate * n
+    low = float(beta.ppf(0.025, k, n - k + 1)) if k > 0 else 0.0
+    high = float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
+    return rate, low, high
+
+
 def check_labels_and_scores(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Both as (n,) float arrays. Raises ValueError for a label but 0 and 1, and for a score outside of [0, 1]."""
     y, p = np.asarray(labels, float), np.asarray(scores, float)
     for name, values, good, expected in (
         ("label", y, np.isin(y, (0, 1)), "0 (real) or 1 (fake)"),

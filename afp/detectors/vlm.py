@@ -4,66 +4,95 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
+from peft import PeftModel
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data import preprocess
-from ..data.preprocess import Normalisation, check_perturbation
+from ..data.preprocess import IDENTITY, Normalisation, check_perturbation
 from ..errors import ModelError
 from ..models import features
-from ..models.instructblip import DEMO, Encoded, Vlm, load_vlm
+from ..models.backbones import best_device
+from ..models.instructblip import DEMO, Encoded, Vlm, crop_square, load_vlm
+from ..models.soft_prompts import adapter_folder, save_adapter
 from ..models.training import Recipe, train
+from ..paths import ROOT
 from .base import Detector
 
 BATCH = 32
 TOWERS = ("qformer", "llm")
-# Recipe and pixel statistics. `antifakeprompt`: the paper's recipe and its training data's statistics.
-PRESETS: dict[str, dict] = {
-    "demo": {"recipe": None, "mean": None, "std": None},  # each detector's `demo_recipe`
-    "antifakeprompt": {
-        "recipe": Recipe(
-            lr=1e-5, epochs=10, batch_size=6, weight_decay=0.05, warmup_steps=1000, warmup_lr=1e-8, seed=42
-        ),
-        "mean": (0.4730, 0.4499, 0.4129),
-        "std": (0.2780, 0.2713, 0.2872),
-    },
+PAPER = "antifakeprompt"
+# textinv_train.yaml. With `warmup_steps: 0`, LAVIS's schedule still takes its first step at `warmup_lr`.
+PRESETS: dict[str, Recipe | None] = {
+    "demo": None,  # each detector's `demo_recipe`
+    PAPER: Recipe(
+        lr=1e-5,
+        epochs=10,
+        batch_size=6,
+        weight_decay=0.05,
+        schedule="cosine-epoch",
+        warmup_steps=1,
+        warmup_lr=1e-8,
+        seed=42,
+    ),
 }
+# Mean and standard deviation of a checkpoint's training images: COCO + SD2 + SD2 inpainting, or with LaMa too.
+STATISTICS = {
+    "150k": ((0.4730, 0.4499, 0.4129), (0.2780, 0.2713, 0.2872)),
+    "lama": ((0.4722, 0.4490, 0.4117), (0.2772, 0.2708, 0.2867)),
+}
+GRADIENT_SCALE = 2.0**12  # float16 would round small gradients to 0
 
 
-class Pixels(Dataset):
-    """Preprocessed pixels, read anew each time: for data whose tokens do not fit on the disk."""
+class VlmImages(Dataset):
+    """(tokens or pixels, label) of each image: cached tokens, or pixels that are read anew each time.
 
-    def __init__(self, frame: pd.DataFrame, vlm: Vlm, normalisation: Normalisation, perturbation: str):
+    `augment` crops and mirrors pixels at random. An image without a label is as good as real.
+    """
+
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        vlm: Vlm,
+        normalisation: Normalisation,
+        perturbation: str = "none",
+        tokens: np.ndarray | None = None,
+        augment: bool = False,
+    ):
         self.rows = list(zip(frame["file"], frame["sha256"], strict=True))
+        self.labels = frame["label"].to_numpy() if "label" in frame else np.zeros(len(frame), int)
         self.tower, self.normalisation, self.perturbation = vlm.tower, normalisation, perturbation
+        self.tokens, self.augment = tokens, augment
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, i: int) -> torch.Tensor:
-        return self.tower.preprocess(
-            [preprocess.prepare(*self.rows[i], self.normalisation, self.perturbation)]
-        )[0]
+    def __getitem__(self, i: int) -> tuple[np.ndarray | torch.Tensor, int]:
+        if self.tokens is not None:
+            return self.tokens[i], self.labels[i]
+        image = preprocess.prepare(*self.rows[i], self.normalisation, self.perturbation)
+        if self.augment:
+            image = crop_square(image, self.tower.vision_config.image_size, at_random=True)
+        return self.tower.preprocess([image])[0], self.labels[i]
 
 
-class Examples(Dataset):
-    """(tokens or pixels, label, weight) of each row; both classes weigh the same."""
+class AnswerLosses(nn.Module):
+    """A Vlm as a module whose forward is `Vlm.losses`: what is trained is called as a whole."""
 
-    def __init__(self, frame: pd.DataFrame, inputs: np.ndarray | Pixels):
-        self.inputs, self.labels = inputs, frame["label"].to_numpy()
-        share = np.where(self.labels == 1, self.labels.mean(), 1 - self.labels.mean())
-        self.weights = (0.5 / share).astype(np.float32)
+    def __init__(self, vlm: Vlm):
+        super().__init__()
+        self.model, self.vlm = vlm.model, vlm
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> tuple:
-        return self.inputs[i], self.labels[i], self.weights[i]
+    def forward(self, tokens: torch.Tensor, texts: Encoded) -> torch.Tensor:
+        return self.vlm.losses(tokens, texts)
 
 
 @dataclass
@@ -72,14 +101,21 @@ class VlmDetector(Detector):
 
     Args:
         backbone: `demo-vlm`, `instructblip-vicuna-7b`, `instructblip-flan-t5-xl`, a hub name or a folder.
+        revision: of a hub name: a branch, a tag or a commit.
         question: what is asked about every image.
         answers: what stands for real and for fake.
         answer_scoring: `logits`, one forward, softmax over the two answers' first token; `rank`, the
-        paper's, the softmax of minus each whole answer's mean loss. preset: `demo`, what fits two cores;
-        `antifakeprompt`, the paper's recipe and pixel statistics. seed, epochs, lr, batch_size: override
-        the preset's. cache_tokens: keep the image tower's tokens on disk (InstructBLIP's take 0.7 MB an
-        image), else run it in every epoch. dtype, device_map, quantisation, gradient_checkpointing: see
-        `afp.models.instructblip.load_vlm`.
+            original's `predict_class`, softmax over the probability of each whole answer, without an end token. For
+            answers of one token both are the same.
+        preset: `demo`, what fits two cores; `antifakeprompt`, the original's recipe, pixels, loss and precision
+            (see `explain_recipe`).
+        statistics: `150k` or `lama`, of the pixels that a checkpoint of AntifakePrompt was trained on; by default
+            the preset's.
+        seed, epochs, lr, batch_size: override the preset's.
+        cache_tokens: keep the image tower's tokens on disk (InstructBLIP's take 0.7 MB an image), else run it in
+            every epoch; by default as the preset. Images that are cropped at random are never cached.
+        dtype, device_map, quantisation, gradient_checkpointing: see `afp.models.instructblip.load_vlm`. `auto` with
+            `antifakeprompt` is `mixed` on a GPU.
     """
 
     demo_recipe: ClassVar[Recipe] = Recipe(lr=0.03, epochs=5, batch_size=72)
@@ -92,115 +128,224 @@ class VlmDetector(Detector):
     epochs: int | None = None
     lr: float | None = None
     batch_size: int | None = None
-    cache_tokens: bool = True
+    cache_tokens: bool | None = None
     dtype: str = "auto"
     device_map: str | None = None
     quantisation: str | None = None
     gradient_checkpointing: bool = False
+    statistics: str | None = None
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.answers = tuple(self.answers)
-        if len(set(self.answers)) != 2:
+        if isinstance(self.answers, str) or len(self.answers) != 2 or len(set(self.answers)) != 2:
             raise ModelError(
-                f"{self.name}: answers are {self.answers}, expected two words, real's and fake's"
+                f"{self.name}: answers are {self.answers!r}, expected two words, real's and fake's"
             )
-        for name, known in (("answer_scoring", ("logits", "rank")), ("preset", tuple(PRESETS))):
+        self.answers = self.answers[0], self.answers[1]
+        for name, known in (
+            ("answer_scoring", ("logits", "rank")),
+            ("preset", tuple(PRESETS)),
+            ("statistics", (None, *STATISTICS)),
+        ):
             if getattr(self, name) not in known:
                 raise ModelError(f"{self.name}: {name} is {getattr(self, name)!r}, expected one of {known}")
         self.recipe()
 
+    @property
+    def is_paper(self) -> bool:
+        """Whether pixels, loss and precision are the original's too, and not the recipe alone."""
+        return self.preset == PAPER
+
+    def default_normalisation(self) -> Normalisation:
+        """None with the original's preset: its pixels come from the file itself."""
+        return IDENTITY if self.is_paper else Normalisation()
+
     def recipe(self) -> Recipe:
         """The preset's recipe with this detector's overrides. Raises ValueError naming a wrong one."""
-        preset = vars(PRESETS[self.preset]["recipe"] or self.demo_recipe)
+        preset = vars(PRESETS[self.preset] or self.demo_recipe)
         own = {k: getattr(self, k) for k in ("seed", "epochs", "lr", "batch_size")}
         return Recipe(**preset | {k: v for k, v in own.items() if v is not None})
+
+    def explain_recipe(self) -> pd.DataFrame:
+        """Every setting of a fit, beside that of AntifakePrompt's repository.
+
+        Returns:
+            `setting`, `value`, `source` (where the original has it) and `differs` (the original's value; empty if it
+            is the same).
+        """
+        original = pd.read_csv(ROOT / "data" / "published" / "antifakeprompt_recipe.csv", dtype=str)
+        own = {k: str(v) for k, v in vars(self.recipe()).items()} | {
+            "question": self.texts()["llm"],
+            "answers": " ".join(self.answers),
+            "answer_scoring": self.answer_scoring,
+            "statistics": self._statistics() or "the image processor's",
+            "normalisation": self.normalisation.key,
+            "pixels": "square of 224, random in training" if self.is_paper else "the image processor's",
+            "loss": "mean of all tokens" if self.is_paper else "both classes weigh the same",
+            "dtype": self._dtype(),
+        }
+        value = original["setting"].map(own)
+        differs = ("original: " + original["value"]).where(value != original["value"], "")
+        return original.assign(value=value, differs=differs)
 
     @cached_property
     def vlm_(self) -> Vlm:
         """The model, loaded when it is first needed."""
-        preset = PRESETS[self.preset]
+        statistics = self._statistics()
         vlm = load_vlm(
             self.backbone,
-            dtype=self.dtype,
+            dtype=self._dtype(),
             device_map=self.device_map,
             quantisation=self.quantisation,
             gradient_checkpointing=self.gradient_checkpointing,
-            pixel_mean=preset["mean"],
-            pixel_std=preset["std"],
+            pixel_statistics=STATISTICS[statistics] if statistics else None,
+            crop=self.is_paper,
+            revision=self.revision,
         )
         if self.answer_scoring == "logits":
             for answer in self.answers:
                 vlm.answer_id(answer)
         return vlm
 
+    def _statistics(self) -> str | None:
+        return self.statistics or ("150k" if self.is_paper else None)
+
+    def _dtype(self) -> str:
+        on_gpu = best_device().type == "cuda"
+        return "mixed" if self.dtype == "auto" and self.is_paper and on_gpu else self.dtype
+
     def texts(self) -> dict[str, str]:
         """What the language model (`llm`) and the Q-Former (`qformer`) are asked."""
         return dict.fromkeys(TOWERS, self.question)
 
+    @property
+    def trained_towers(self) -> tuple[str, ...]:
+        """The towers of which something is trained: none."""
+        return ()
+
+    @cached_property
+    def adapters_(self) -> dict[str, PeftModel]:
+        """What is trained in each tower: fresh until `fit` or `load`."""
+        return {tower: self._attach(tower) for tower in self.trained_towers}
+
+    @property
+    def n_trainable(self) -> int:
+        """Numbers in the adapters."""
+        named = (pair for adapter in self.adapters_.values() for pair in adapter.named_parameters())
+        return sum(p.numel() for name, p in named if ".lora_" in name or "trainable_tokens_delta" in name)
+
+    def _attach(self, tower: str) -> PeftModel:
+        raise NotImplementedError
+
+    def _restore(self, tower: str, folder: Path) -> PeftModel:
+        raise NotImplementedError
+
+    def _tower(self, tower: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        vlm = self.vlm_
+        if tower == "qformer":
+            return vlm.model.qformer, vlm.qformer_tokenizer
+        return vlm.model.language_model, vlm.tokenizer
+
     def _forget(self) -> None:
         """Drop the model and what was attached to it: the next use starts from the frozen weights."""
-        for name in ("vlm_", "prompts_", "lora_"):
+        for name in ("vlm_", "adapters_"):
             self.__dict__.pop(name, None)
 
-    def _encode(self, *answers: str) -> Encoded:
+    def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
+        self._forget()
+        if self.adapters_:  # attached here, before training looks for what requires a gradient
+            self._train(train, validation, progress)
+
+    def _save(self, folder: Path) -> None:
+        for tower, adapter in self.adapters_.items():
+            save_adapter(adapter, folder / f"adapter-{tower}")
+
+    def _load(self, folder: Path) -> None:
+        self._forget()
+        self.adapters_ = {
+            tower: self._restore(tower, adapter_folder(folder / f"adapter-{tower}"))
+            for tower in self.trained_towers
+        }
+
+    def _encode(self, *answers: str, end: bool = True) -> Encoded:
         """The question once for each answer, or once alone."""
         n, texts = max(len(answers), 1), self.texts()
-        return self.vlm_.encode([texts["llm"]] * n, answers or None, qformer_questions=[texts["qformer"]] * n)
+        asked = [texts["qformer"]] * n
+        return self.vlm_.encode([texts["llm"]] * n, answers or None, qformer_questions=asked, end=end)
 
-    def _inputs(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray | Pixels:
-        if not self.cache_tokens:
-            return Pixels(frame, self.vlm_, self.normalisation, perturbation)
-        return features.extract(
-            frame,
-            self.vlm_.tower,
-            self.vlm_.output,
-            normalisation=self.normalisation,
-            perturbation=perturbation,
-            progress=progress,
-        )
+    def _images(
+        self, frame: pd.DataFrame, perturbation: str, progress: bool, augment: bool = False
+    ) -> VlmImages:
+        cached, tokens = not self.is_paper if self.cache_tokens is None else self.cache_tokens, None
+        if cached and not augment:
+            tokens = features.extract(
+                frame,
+                self.vlm_.tower,
+                self.vlm_.output,
+                normalisation=self.normalisation,
+                perturbation=perturbation,
+                progress=progress,
+            )
+        return VlmImages(frame, self.vlm_, self.normalisation, perturbation, tokens, augment)
 
     def _tokens(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Image tokens (b, t, D) of what `_inputs` gave."""
-        if self.cache_tokens:
+        """Image tokens (b, t, D) of a batch of them, or of pixels (b, 3, h, w)."""
+        if inputs.ndim == 3:
             return inputs
         # A copy, because autograd does not take what was made in inference mode.
         return self.vlm_.tower.extract(inputs, (self.vlm_.output,))[self.vlm_.output].clone()
 
     def _train(self, train_rows: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
-        """Train what requires a gradient on the answers' cross-entropy; the best epoch on validation
-        stays."""
-        both = self._encode(*self.answers)
+        """Train what requires a gradient on the answers' cross-entropy, end token included; the best epoch on
+        validation stays."""
+        vlm, both = self.vlm_, self._encode(*self.answers)
+        train_set = self._images(train_rows, "none", progress, augment=self.is_paper)
+        validation_set = self._images(validation, "none", progress)
 
-        def loss(model, batch) -> torch.Tensor:
-            inputs, labels, weights = batch
-            each = self.vlm_.losses(self._tokens(inputs), both.take(labels.to(self.vlm_.device)))
-            return (each * weights.to(each.device)).mean()
+        def loss(model: nn.Module, batch: Any, images: VlmImages = train_set) -> torch.Tensor:
+            labels = batch[1].to(vlm.device)
+            each = model(self._tokens(batch[0]), both.take(labels))
+            if self.is_paper:
+                lengths = both.lengths[labels]
+                value = (each * lengths).sum() / lengths.sum()
+            else:
+                share = images.labels.mean()
+                value = (each * each.new_tensor([0.5 / (1 - share), 0.5 / share])[labels]).mean()
+            if vlm.mixed and value.requires_grad:
+                value.register_hook(lambda gradient: gradient * GRADIENT_SCALE)
+            return value
 
-        sets = [Examples(f, self._inputs(f, "none", progress)) for f in (train_rows, validation)]
+        def validate(model: nn.Module) -> float:
+            batches = DataLoader(validation_set, BATCH)
+            total = sum(loss(model, batch, validation_set).item() * len(batch[1]) for batch in batches)
+            return -total / len(validation_set)
 
-        def validate(model) -> float:
-            return -sum(loss(model, b).item() * len(b[1]) for b in DataLoader(sets[1], BATCH)) / len(sets[1])
-
-        self.history_ = train(
-            self.vlm_.model, sets[0], loss, self.recipe(), validate=validate, progress=progress
-        )
+        module = AnswerLosses(vlm)
+        if vlm.mixed:
+            for parameter in (p for p in module.parameters() if p.requires_grad):
+                parameter.register_hook(lambda gradient: gradient / GRADIENT_SCALE)
+        self.history_ = train(module, train_set, loss, self.recipe(), validate=validate, progress=progress)
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """What the answers for real and for fake are worth, with a gradient: image tokens (b, t, D) -> (b, 2)."""
+        """What the answers for real and for fake are worth, with a gradient: image tokens (b, t, D) -> (b, 2).
+
+        Of `rank`, the log-probability of each whole answer without an end token: LAVIS divides all of them by the
+        same number, so their order is its `predict_class`'s.
+        """
         vlm, rows = self.vlm_, torch.zeros(len(tokens), dtype=torch.long, device=self.vlm_.device)
         if self.answer_scoring == "logits":
             ids = [vlm.answer_id(a) for a in self.answers]
             return vlm.logits(tokens, self._encode().take(rows))[:, 0, ids]
-        losses = [vlm.losses(tokens, self._encode(a).take(rows)) for a in self.answers]
-        return -torch.stack(losses, dim=1)
+        texts = [self._encode(answer, end=False).take(rows) for answer in self.answers]
+        return -torch.stack([vlm.losses(tokens, t) * t.lengths for t in texts], dim=1)
 
     @torch.inference_mode()
     def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        inputs = self._inputs(frame, perturbation, progress)
-        batches = tqdm(DataLoader(inputs, BATCH), desc=self.name, disable=not progress, leave=False)
+        images = DataLoader(self._images(frame, perturbation, progress), BATCH)
+        batches = tqdm(images, desc=self.name, disable=not progress, leave=False)
         found = [
-            self.logits(self._tokens(batch)).double().softmax(1)[:, 1].cpu().numpy() for batch in batches
+            self.logits(self._tokens(batch)).double().softmax(1)[:, 1].cpu().numpy() for batch, _ in batches
         ]
         return np.concatenate(found)
 
@@ -211,22 +356,17 @@ class VlmDetector(Detector):
         It is all that the language model gets of the image, and it depends on the question, so on a trained
         pseudo-word too (Dai et al., InstructBLIP, 2023, section 2.3).
 
-        Args:
-            frame, perturbation: as for `score`.
         Returns:
-            float32, (n, q, D): q queries, D the Q-Former's width; (32, 768) for InstructBLIP, (8, 128) for
-            `demo-vlm`.
+            float32, (n, q, D): q queries of the Q-Former's width, (n, 32, 768) for InstructBLIP.
         Raises:
-            ModelError: something is trained here, and it was not.
-            UnreadableImages: names every image that cannot be decoded.
-            ValueError: no image, or an unknown perturbation.
+            ModelError, UnreadableImages, ValueError: as `score` does.
         """
         if self.n_trainable and not hasattr(self, "threshold_"):
             raise ModelError(f"{self.name} is not fitted: call fit, or load a fitted run")
-        vlm, inputs = self.vlm_, self._inputs(frame, check_perturbation(perturbation), progress)
+        vlm, images = self.vlm_, self._images(frame, check_perturbation(perturbation), progress)
         texts = self._encode().take(torch.zeros(BATCH, dtype=torch.long, device=vlm.device))
         found = []
-        for batch in tqdm(DataLoader(inputs, BATCH), desc="queries", disable=not progress, leave=False):
+        for batch, _ in tqdm(DataLoader(images, BATCH), desc="queries", disable=not progress, leave=False):
             # Padded to one shape: matrix kernels round by shape, so a query would depend on its batch.
             whole = torch.cat([batch, batch[-1:].repeat(BATCH - len(batch), *[1] * (batch.ndim - 1))])
             found.append(vlm.queries(self._tokens(whole), texts)[: len(batch)].cpu().numpy())

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from ..errors import ModelError
-from ..models.soft_prompts import adapter_folder, save_adapter
 from ..models.training import Recipe
 from .vlm import TOWERS, VlmDetector
 
@@ -48,34 +45,19 @@ class VlmLora(VlmDetector):
                 " more, an alpha above 0, a dropout from 0 to below 1"
             )
 
-    @cached_property
-    def lora_(self) -> PeftModel:
-        """The tower with its adapters, a no-op until trained."""
-        base = self._base()
-        kind = "t5" if base.config.model_type == "t5" else self.tower
+    @property
+    def trained_towers(self) -> tuple[str, ...]:
+        """The one with the adapters."""
+        return (self.tower,)
+
+    def _attach(self, tower: str) -> PeftModel:
+        base, _ = self._tower(tower)
+        kind = "t5" if base.config.model_type == "t5" else tower
         config = LoraConfig(
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=TARGETS[kind]
         )
         torch.manual_seed(self.recipe().seed)
         return get_peft_model(base, config)
 
-    @property
-    def n_trainable(self) -> int:
-        """Numbers in the low-rank matrices."""
-        return sum(p.numel() for name, p in self.lora_.named_parameters() if ".lora_" in name)
-
-    def _base(self):
-        model = self.vlm_.model
-        return model.qformer if self.tower == "qformer" else model.language_model
-
-    def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
-        self._forget()
-        assert self.lora_  # attached before training looks for what requires a gradient
-        self._train(train, validation, progress)
-
-    def _save(self, folder: Path) -> None:
-        save_adapter(self.lora_, folder / "adapter")
-
-    def _load(self, folder: Path) -> None:
-        self._forget()
-        self.lora_ = PeftModel.from_pretrained(self._base(), str(adapter_folder(folder / "adapter")))
+    def _restore(self, tower: str, folder: Path) -> PeftModel:
+        return PeftModel.from_pretrained(self._tower(tower)[0], str(folder))

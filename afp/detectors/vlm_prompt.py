@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,7 +12,6 @@ from peft import PeftModel
 
 from ..errors import ModelError
 from ..models import soft_prompts
-from ..models.soft_prompts import adapter_folder, save_adapter
 from .vlm import TOWERS, VlmDetector
 
 POSITIONS = ("postfix", "prefix", "replace")
@@ -46,68 +44,38 @@ class VlmPrompt(VlmDetector):
             if getattr(self, name) not in known:
                 raise ModelError(f"vlm-prompt: {name} is {getattr(self, name)!r}, expected one of {known}")
         try:
-            place_pseudo_words(self.question, self.position, soft_prompts.pseudo_words(self.n_vectors))
+            self.texts()
         except ModelError as error:
             raise ModelError(f"vlm-prompt: {error}") from error
 
+    @property
+    def trained_towers(self) -> tuple[str, ...]:
+        """Those whose row of the pseudo-word is trained."""
+        return TOWERS if self.towers == "both" else (self.towers,)
+
     def texts(self) -> dict[str, str]:
         """What each tower is asked; only those that are trained read the pseudo-word."""
-        text = place_pseudo_words(self.question, self.position, soft_prompts.pseudo_words(self.n_vectors))
-        return {tower: text if tower in self._trained() else without_words(text) for tower in TOWERS}
-
-    @cached_property
-    def prompts_(self) -> dict[str, PeftModel]:
-        """The pseudo-word in each trained tower, freshly drawn until `fit` or `load`."""
-        return {
-            tower: soft_prompts.attach(
-                *self._tower(tower), self._words(), init=self.init, seed=self.recipe().seed
-            )
-            for tower in self._trained()
-        }
-
-    @property
-    def n_trainable(self) -> int:
-        """k times the summed widths of the trained embeddings."""
-        return sum(soft_prompts.vectors(prompt).numel() for prompt in self.prompts_.values())
+        text = place_pseudo_words(self.question, self.position, self._words())
+        return {tower: text if tower in self.trained_towers else without_words(text) for tower in TOWERS}
 
     def nearest_words(self, n: int = 5) -> pd.DataFrame:
         """Vocabulary words closest to the learned rows; see `afp.models.soft_prompts.nearest_words`, plus
         `tower`."""
         tables = [
             soft_prompts.nearest_words(prompt, self._tower(tower)[1], n).assign(tower=tower)
-            for tower, prompt in self.prompts_.items()
+            for tower, prompt in self.adapters_.items()
         ]
         return pd.concat(tables, ignore_index=True)
-
-    def _trained(self) -> tuple[str, ...]:
-        return TOWERS if self.towers == "both" else (self.towers,)
 
     def _words(self) -> list[str]:
         return soft_prompts.pseudo_words(self.n_vectors)
 
-    def _tower(self, tower: str) -> tuple:
-        vlm = self.vlm_
-        if tower == "qformer":
-            return vlm.model.qformer, vlm.qformer_tokenizer
-        return vlm.model.language_model, vlm.tokenizer
+    def _attach(self, tower: str) -> PeftModel:
+        model, tokenizer = self._tower(tower)
+        return soft_prompts.attach(model, tokenizer, self._words(), init=self.init, seed=self.recipe().seed)
 
-    def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
-        self._forget()
-        assert self.prompts_  # attached before training looks for what requires a gradient
-        self._train(train, validation, progress)
-
-    def _save(self, folder: Path) -> None:
-        for tower, prompt in self.prompts_.items():
-            save_adapter(prompt, folder / f"adapter-{tower}")
-
-    def _load(self, folder: Path) -> None:
-        self._forget()
-        self.prompts_ = {
-            tower: soft_prompts.load(
-                *self._tower(tower), self._words(), adapter_folder(folder / f"adapter-{tower}")
-            )
-            for tower in self._trained()
-        }
+    def _restore(self, tower: str, folder: Path) -> PeftModel:
+        return soft_prompts.load(*self._tower(tower), self._words(), folder)
 
 
 def place_pseudo_words(question: str, position: str, words: list[str]) -> str:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
-
-import pandas as pd
 
 from .vlm import VlmDetector
 
@@ -19,17 +16,3 @@ class VlmZeroShot(VlmDetector):
     """
 
     name: ClassVar[str] = "vlm-zero-shot"
-
-    @property
-    def n_trainable(self) -> int:
-        """None."""
-        return 0
-
-    def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
-        pass
-
-    def _save(self, folder: Path) -> None:
-        pass
-
-    def _load(self, folder: Path) -> None:
-        pass

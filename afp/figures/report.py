@@ -92,7 +92,7 @@ def _rows(
     for i, (row, file) in enumerate(with_files(table, frame)):
         content = {"path": row.path, "error": row.error, "notes": [], "thumbnail": "", "map": ""}
         if not row.error:
-            content |= {"verdict": standing.verdict(row.score), "standing": standing.among(row.score)}
+            content |= {"verdict": row.verdict, "standing": standing.among(row.score)}
             content |= {"score": row.score, "threshold": row.threshold}
             try:
                 content["notes"] = cautions(file, standing.normalisation)

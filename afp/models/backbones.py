@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from PIL import Image
+from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
+    BaseImageProcessor,
     CLIPModel,
     CLIPVisionModelWithProjection,
+    PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     VisionTextDualEncoderModel,
 )
 from transformers.utils import logging as hf_logging
@@ -25,7 +33,7 @@ from ..errors import ModelError
 from ..paths import backbone_folder
 
 ALIASES = {"clip-vit-l14": "openai/clip-vit-large-patch14", "clip-vit-b32": "openai/clip-vit-base-patch32"}
-CLASSES = {
+CLASSES: dict[str, Any] = {
     "clip": CLIPModel,
     "clip_vision_model": CLIPVisionModelWithProjection,
     "vision-text-dual-encoder": VisionTextDualEncoderModel,
@@ -34,9 +42,7 @@ CLASSES = {
 
 def best_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
-    return (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    )
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def best_dtype(device: torch.device) -> torch.dtype:
@@ -46,19 +52,30 @@ def best_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+class DualModel(PreTrainedModel):
+    """What transformers' CLIP-like models have in common, for annotations; an image tower alone lacks the texts'."""
+
+    vision_model: Any
+    visual_projection: nn.Linear
+    text_model: Any
+    text_projection: nn.Linear
+    logit_scale: nn.Parameter
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A frozen CLIP-like model in evaluation mode, with its preprocessing and (if it has one) its tokenizer."""
 
     name: str
-    model: PreTrainedModel
-    image_processor: object
-    tokenizer: object | None
+    model: DualModel
+    image_processor: BaseImageProcessor
+    tokenizer: PreTrainedTokenizerBase | None
     device: torch.device
     dtype: torch.dtype
 
     @property
-    def vision_config(self):
+    def vision_config(self) -> PreTrainedConfig:
+        """The image tower's part of the model's config."""
         config = self.model.config
         return getattr(config, "vision_config", config)
 
@@ -71,6 +88,11 @@ class Backbone:
     def n_blocks(self) -> int:
         """Number of transformer blocks; hidden states are numbered 0 (embeddings) to n_blocks."""
         return self.vision_config.num_hidden_layers
+
+    @property
+    def image_size(self) -> int:
+        """Side of the tower's input in pixels."""
+        return self.vision_config.image_size
 
     @property
     def embedding_dim(self) -> int:
@@ -130,53 +152,99 @@ class Backbone:
         return int(number)
 
 
-def load_backbone(name: str, device: str | None = None, dtype: str | torch.dtype = "auto") -> Backbone:
+def load_backbone(
+    name: str, device: str | None = None, dtype: str | torch.dtype = "auto", drop_blocks: int = 0
+) -> Backbone:
     """Load a frozen backbone, once a process.
 
     Args:
         name: ``demo-clip``; an alias (``clip-vit-l14``, ``clip-vit-b32``); any hub name or folder of a CLIP model,
-            a CLIP vision tower with projection, or a vision-text dual encoder.
+            a CLIP vision tower with projection, or a vision-text dual encoder. ``NAME@REVISION`` takes a branch, tag
+            or commit of the hub's.
         device: torch device; default the accelerator, else the CPU.
         dtype: torch dtype or its name; ``auto`` is bfloat16 on a GPU that has it, else float32.
+        drop_blocks: last blocks of the image tower that are cut off; its final norm, its projection and all weights
+            stay those of the whole one.
     Raises:
-        ModelError: not found, not downloadable, or not CLIP-like.
+        ModelError: not found, not downloadable, not CLIP-like, some weights are missing, or it has too few blocks.
     """
-    device = torch.device(device) if device else best_device()
+    where = torch.device(device) if device else best_device()
     if dtype == "auto":
-        dtype = best_dtype(device)
+        dtype = best_dtype(where)
     elif isinstance(dtype, str):
-        dtype = getattr(torch, dtype, None)
+        dtype = getattr(torch, dtype, dtype)
     if not isinstance(dtype, torch.dtype):
         raise ModelError(f"dtype: {dtype!r}, expected auto, float32, bfloat16 or float16")
-    return _load(name, device, dtype)
+    return _load(name, where, dtype) if drop_blocks == 0 else _cut(name, where, dtype, drop_blocks)
+
+
+@cache
+def _cut(name: str, device: torch.device, dtype: torch.dtype, n: int) -> Backbone:
+    whole = _load(name, device, dtype)
+    if not 0 < n < whole.n_blocks:
+        raise ModelError(f"backbone {name}: cannot drop {n} of {whole.n_blocks} blocks")
+    shared = {id(p): p for p in whole.model.parameters()}
+    cut = replace(whole, name=f"{name} without {n} blocks", model=copy.deepcopy(whole.model, shared))
+    cut.model.vision_model.encoder.layers = cut.model.vision_model.encoder.layers[: whole.n_blocks - n]
+    cut.vision_config.num_hidden_layers -= n
+    return cut
 
 
 @cache
 def _load(name: str, device: torch.device, dtype: torch.dtype) -> Backbone:
-    source = ALIASES.get(name, name)
-    if name == "demo-clip":
-        source = str(backbone_folder(name))
-        if not Path(source, "config.json").is_file():
-            raise ModelError(f"backbone demo-clip: no weights in {source}; build them with `afp demo`")
+    source, revision = _source(name)
+    if name == "demo-clip" and not Path(source, "config.json").is_file():
+        raise ModelError(f"backbone demo-clip: no weights in {source}; build them with `afp demo`")
     if Path(source).is_dir():
         hf_logging.disable_progress_bar()  # a bar is for downloads, not for reading a folder
+    where: dict[str, Any] = {
+        "pretrained_model_name_or_path": source,
+        "revision": revision,
+        "trust_remote_code": False,
+    }
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(**where)
         if config.model_type not in CLASSES:
             raise ModelError(f"backbone {name}: a {config.model_type} model, expected {' | '.join(CLASSES)}")
-        # Parameters in float32 on disk would be doubled in memory if they were cast after loading.
-        model = CLASSES[config.model_type].from_pretrained(source, dtype=dtype, use_safetensors=True)
-        processor = AutoImageProcessor.from_pretrained(source, backend="pil")
-    except (OSError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
+        model = read_weights(CLASSES[config.model_type], name, dtype=dtype, **where)
+        processor = AutoImageProcessor.from_pretrained(backend="pil", **where)
+        tokenizer = None
+        if config.model_type != "clip_vision_model":
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+    except ModelError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"backbone {name}: cannot load {source} ({reason}); expected a hub name that this machine can "
             "download or has cached, or a folder written by save_pretrained"
         ) from error
-    tokenizer = None
-    if config.model_type != "clip_vision_model":
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    model.requires_grad_(False).eval().to(device)
+    nn.Module.to(model, device)
     return Backbone(name, model, processor, tokenizer, device, dtype)
+
+
+def _source(name: str) -> tuple[str, str]:
+    """A backbone's folder or its name on the hub, and the revision there."""
+    if name == "demo-clip" or Path(name).is_dir():
+        return str(backbone_folder(name)), "main"
+    source, _, revision = name.partition("@")
+    return ALIASES.get(source, source), revision or "main"
+
+
+def hub_commit(name: str) -> str:
+    """The commit of the hub that a loaded backbone's weights came from; empty for a folder."""
+    source, revision = _source(name)
+    file = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json", revision=revision)
+    return Path(file).parent.name if isinstance(file, str) else ""
+
+
+def read_weights(cls: Any, name: str, **options: Any) -> DualModel:
+    """A frozen model by transformers' ``from_pretrained(**options)``, from safetensors alone.
+
+    Raises:
+        ModelError: weights are missing, which transformers would draw at random.
+    """
+    model, report = cls.from_pretrained(use_safetensors=True, output_loading_info=True, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(f"backbone {name}: {len(missing)} weights are missing, such as {missing[0]}")
+    return model.requires_grad_(False).eval()

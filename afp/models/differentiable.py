@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,14 +30,19 @@ class DifferentiableTower(nn.Module):
         ModelError: the preprocessing is more than a resize of a square and a normalisation.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, backbone: Backbone | VisionTower, output: str | int = "embedding"):
         super().__init__()
-        self.vision = getattr(backbone.model, "vision_model", backbone.model)
-        processor, self.size = backbone.image_processor, self.vision.config.image_size
+        model: Any = backbone.model
+        self.vision: Any = getattr(model, "vision_model", model)
+        processor: Any = backbone.image_processor
+        self.size: int = self.vision.config.image_size
         edges = {processor.size.get("shortest_edge"), processor.size.get("height")} - {None}
         if edges != {self.size}:
             raise ModelError(f"backbone {backbone.name}: resizes to {edges}, expected {self.size}")
-        self.projection = backbone.model.visual_projection if output == "embedding" else None
+        self.projection: Any = model.visual_projection if output == "embedding" else None
         self.output, weight = output, next(self.vision.parameters())
         self.dtype, self.is_clip = weight.dtype, hasattr(self.vision, "pre_layrnorm")
         self.mask = (None,) if self.is_clip else ()  # CLIP's blocks ask for one, InstructBLIP's have none

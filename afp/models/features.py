@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import logging
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data import preprocess
-from ..data.images import FORMAT_OF
-from ..data.preprocess import Normalisation, prepare, random_view
-from ..errors import ImageError, UnreadableImages
+from ..data.loader import ImageDataset, worker_count
+from ..data.preprocess import Normalisation, check_perturbation
+from ..errors import UnreadableImages
+from ..files import written_whole
 from ..paths import cache_dir
 from .backbones import Backbone
 
@@ -31,7 +35,6 @@ def extract(
     *,
     normalisation: Normalisation | None = None,
     perturbation: str = "none",
-    view: int = 0,
     progress: bool = True,
 ) -> np.ndarray:
     """Features of all rows, in the rows' order.
@@ -40,112 +43,98 @@ def extract(
         frame: needs ``file`` and ``sha256``.
         output: ``embedding``, ``cls`` or ``tokens:K`` (see `Backbone.extract`).
         perturbation: applied after normalisation, before the backbone's preprocessing.
-        view: 0 is the image; 1, 2, … are random crops of it, each cached like an image (see `afp.data.preprocess`).
     Returns:
         float32, (n, ...); float16 precision, as cached.
     Raises:
         UnreadableImages: names every bad file, after all the others have been cached.
     """
+    if frame.empty:
+        raise ValueError("no image to extract features from: the frame has no row")
     normalisation = normalisation or Normalisation()
-    perturbation = preprocess.check_perturbation(perturbation)
+    perturbation = check_perturbation(perturbation)
     outputs = POOLED if output in POOLED else (output,)
     if output not in POOLED:
         backbone.check_output(output)
-    store = _Store(backbone, outputs, normalisation, perturbation, view)
-    names = [_stored_name(f, digest) for f, digest in zip(frame["file"], frame["sha256"], strict=True)]
-    values: list[np.ndarray | None] = [store.read(name, output) for name in names]
-    todo: dict[str, list[int]] = {}  # an image that stands twice is extracted once
-    for i, name in enumerate(names):
-        if values[i] is None:
-            todo.setdefault(name or f"row {i}", []).append(i)
-    errors: dict[str, str] = {}
-    groups = list(todo.values())
-    bar = tqdm(
-        total=len(groups), desc=f"{backbone.name} features", unit="image", disable=not progress or not groups
-    )
+    store = _Store(backbone, outputs, normalisation, perturbation)
+    dataset = ImageDataset(frame, normalisation, perturbation, transform=backbone.preprocess)
+    names = [digest or file for file, digest in dataset.rows]  # an image that stands twice is extracted once
+    values: dict[str, Any] = {digest: store.read(digest, output) for _, digest in dataset.rows if digest}
+    if store.damaged:
+        text = "%d cached features are damaged and are computed anew: %s …"
+        logging.getLogger(__name__).warning(text, len(store.damaged), store.damaged[0])
+    todo = [i for name, i in {name: i for i, name in enumerate(names)}.items() if values.get(name) is None]
     size = CPU_BATCH if backbone.device.type == "cpu" else BATCH
-    for start in range(0, len(groups), size):
-        batch, images = [], []
-        for rows in groups[start : start + size]:
-            row = frame.iloc[rows[0]]
-            try:
-                image = prepare(row["file"], row["sha256"], normalisation, perturbation)
-                if view:
-                    image = random_view(image, backbone.vision_config.image_size, f"{row['sha256']}:{view}")
-                images.append(image)
-                batch.append(rows)
-            except ImageError as error:
-                errors |= {row["file"]: str(error)} | _reasons(frame.iloc[rows[1:]], normalisation)
-        if images:
+    loader: DataLoader = DataLoader(
+        dataset,
+        size,
+        sampler=todo,
+        num_workers=worker_count(backbone.device),
+        collate_fn=list,
+        generator=torch.Generator(),  # so that nothing is drawn from the one that training uses
+    )
+    bad: set[str] = set()
+    bar = tqdm(
+        total=len(todo), desc=f"{backbone.name} features", unit="image", disable=not progress or not todo
+    )
+    for batch in loader:
+        bad |= {names[item.row] for item in batch if item.error}
+        if good := [item for item in batch if not item.error]:
             # Padded to one shape: matrix kernels round by shape, so a feature would depend on its batch.
-            pixels = backbone.preprocess(images + [images[-1]] * (size - len(images)))
-            found = backbone.extract(pixels, outputs)
-            for j, rows in enumerate(batch):
-                arrays = {name: tensor[j].numpy().astype(np.float16) for name, tensor in found.items()}
-                store.write(names[rows[0]], arrays)
-                for i in rows:
-                    values[i] = arrays[output]
-        bar.update(len(groups[start : start + size]))
+            padded = [item.image for item in good] + [good[-1].image] * (size - len(good))
+            found = backbone.extract(torch.stack(padded), outputs)
+        for j, item in enumerate(good):
+            arrays = {key: tensor[j].numpy().astype(np.float16) for key, tensor in found.items()}
+            store.write(dataset.rows[item.row][1], arrays)
+            values[names[item.row]] = arrays[output]
+        bar.update(len(batch))
     bar.close()
-    if errors:
-        raise UnreadableImages(errors)
-    if not values:
-        raise ValueError("no image to extract features from: the frame has no row")
-    return np.stack(values).astype(np.float32)
-
-
-def _stored_name(file: str, digest: str) -> str:
-    """What decides how a file decodes: its bytes, and the format that its extension claims. Empty: not stored."""
-    return digest and f"{digest}.{FORMAT_OF.get(Path(file).suffix.lower(), 'other').lower()}"
-
-
-def _reasons(rows: pd.DataFrame, normalisation: Normalisation) -> dict[str, str]:
-    """Why copies of an unusable image cannot be used either, each in words that name its own file."""
-    reasons = {}
-    for file, digest in zip(rows["file"], rows["sha256"], strict=True):
-        try:
-            prepare(file, digest, normalisation)
-        except ImageError as error:
-            reasons[file] = str(error)
-    return reasons
+    if bad:  # each copy in words that name its own file
+        again = [dataset[i] for i, name in enumerate(names) if name in bad]
+        raise UnreadableImages({item.file: item.error for item in again if item.error})
+    return np.stack([values[name] for name in names]).astype(np.float32)
 
 
 class _Store:
-    """One safetensors file an image, under a folder named by everything that the feature depends on."""
+    """One safetensors file an image, under a folder named by everything that the feature depends on.
+
+    A file says what it was made of and holds a checksum of each array. What does not fit counts as absent and is
+    listed in ``damaged``.
+    """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        outputs: tuple,
-        normalisation: Normalisation,
-        perturbation: str,
-        view: int = 0,
+        self, tower: Backbone, outputs: tuple[str, ...], normalisation: Normalisation, perturbation: str
     ):
-        parts = (backbone.fingerprint, "+".join(outputs), normalisation.key, perturbation)
-        parts += (f"view{view}",) * bool(view)
+        parts = (tower.fingerprint, "+".join(outputs), normalisation.key, perturbation)
         self.key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
         self.folder = cache_dir() / "features" / self.key
+        self.damaged: list[Path] = []
 
-    def file(self, name: str) -> Path:
-        return self.folder / name[:2] / f"{name}.safetensors"
+    def file(self, digest: str) -> Path:
+        """The place of the image with this hash."""
+        return self.folder / digest[:2] / f"{digest}.safetensors"
 
-    def read(self, name: str, output: str) -> np.ndarray | None:
-        """The cached array, or None: absent, truncated, or written for something else."""
-        if not name:
+    def read(self, digest: str, output: str) -> np.ndarray | None:
+        """The cached array, or None."""
+        file = self.file(digest)
+        if not digest or not file.exists():
             return None
         try:
-            with safe_open(self.file(name), framework="numpy") as stored:
-                if stored.metadata() != {"key": self.key, "image": name}:
-                    return None
-                return stored.get_tensor(output)
-        except (OSError, SafetensorError, KeyError):
-            return None
+            with safe_open(file, framework="numpy") as stored:
+                values, about = stored.get_tensor(output), stored.metadata()
+            if about == about | {"key": self.key, "image": digest, output: _checksum(values)}:
+                return values
+        except (OSError, SafetensorError, TypeError):  # TypeError: no metadata
+            pass
+        self.damaged.append(file)
+        return None
 
-    def write(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        if not name:
-            return
-        file = self.file(name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}.partial")  # two processes may extract the same image
-        save_file(arrays, partial, metadata={"key": self.key, "image": name})
-        partial.replace(file)
+    def write(self, digest: str, arrays: dict[str, np.ndarray]) -> None:
+        """Keep an image's arrays; without a hash there is nothing to find them by."""
+        if digest:
+            about = {"key": self.key, "image": digest} | {k: _checksum(v) for k, v in arrays.items()}
+            with written_whole(self.file(digest)) as partial:
+                save_file(arrays, partial, metadata=about)
+
+
+def _checksum(values: np.ndarray) -> str:
+    return f"{zlib.crc32(values.tobytes()):08x}"

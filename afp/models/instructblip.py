@@ -8,36 +8,64 @@ called as it is.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
+    BertTokenizer,
     BitsAndBytesConfig,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
+    PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..errors import ModelError
 from ..paths import DEMO_VLM
-from .backbones import best_device, load_backbone
+from .backbones import Backbone, best_device, load_backbone
 
 DEMO = "demo-vlm"  # the miniature InstructBLIP (self-pretrained), see data/build/demo_vlm.py
 UNTRAINED = "demo-vlm-untrained"  # its control: the same with random weights
-STATISTICS = "token_statistics.safetensors"
+TOKEN_STATISTICS = "token_statistics.safetensors"
 ALIASES = {
     "instructblip-vicuna-7b": "Salesforce/instructblip-vicuna-7b",
     "instructblip-flan-t5-xl": "Salesforce/instructblip-flan-t5-xl",
 }
 QUANTISED = {"8bit": {"load_in_8bit": True}, "4bit": {"load_in_4bit": True}}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "mixed": torch.float16,
+}
+# How AntifakePrompt's tokenizer (Llama's legacy one) reads the question: 2 1317 445 15373 1855 [*] 1577.
+PROBE, PIECES = "Is this photo real [*]?", ["</s>", "▁Is", "▁this", "▁photo", "▁real", "▁?"]
+
+
+class _MixedHalf(InstructBlipForConditionalGeneration):
+    """What LAVIS keeps in float32: the Q-Former and its projection, norms and embeddings of the image tower, and
+    (AntifakePrompt's modeling_llama.py) the language model's input embeddings."""
+
+    _keep_in_fp32_modules_strict = [  # noqa: RUF012 - transformers declares it so
+        "query_tokens",
+        "qformer",
+        "language_projection",
+        "vision_model.embeddings",
+        "layer_norm",
+        "post_layernorm",
+        "embed_tokens",
+    ]
 
 
 @dataclass(frozen=True)
@@ -48,30 +76,47 @@ class Encoded:
     qformer_attention_mask: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    decoder_input_ids: torch.Tensor | None
     positions: torch.Tensor
     labels: torch.Tensor
+    decoder_input_ids: torch.Tensor | None = None
 
     def take(self, rows: torch.Tensor) -> Encoded:
         """The texts of these rows, (n,) integers, repeated as often as they stand there."""
-        return Encoded(**{k: v if v is None else v[rows] for k, v in vars(self).items()})
+        return Encoded(**{k: v[rows] for k, v in vars(self).items() if v is not None})
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Tokens of each answer: (b,)."""
+        return (self.labels >= 0).sum(1)
 
 
 @dataclass(frozen=True)
 class Vlm:
-    """A frozen InstructBLIP: `model` without its image tower, the `tower` beside it, and both tokenizers."""
+    """A frozen InstructBLIP: `model` without its image tower, the `tower` beside it, and both tokenizers.
+
+    `n_words` is the vocabulary that the language model came with: rows added later are no answers. `mixed` is
+    the dtype of the half-precision parts where others are float32, else None.
+    """
 
     name: str
     model: InstructBlipForConditionalGeneration
-    tokenizer: object
-    qformer_tokenizer: object
-    tower: object
+    tokenizer: PreTrainedTokenizerBase
+    qformer_tokenizer: PreTrainedTokenizerBase
+    tower: Backbone
     output: str
-    n_words: int  # that the language model came with: rows added later are no answers
+    n_words: int
+    mixed: torch.dtype | None = None
 
     @property
     def device(self) -> torch.device:
         return self.model.query_tokens.device
+
+    @cached_property
+    def special_ids(self) -> list[int]:
+        """What stands before a question (after it, for a T5). InstructBLIP's Llama begins with `</s>`, whatever the
+        settings of its tokenizer are."""
+        vocab = self.tokenizer.get_vocab()
+        return [vocab["</s>"]] if set(PIECES) <= set(vocab) else self.tokenizer("").input_ids
 
     def answer_id(self, answer: str) -> int:
         """The one token of `answer`. Raises ModelError if it is none or several."""
@@ -83,50 +128,65 @@ class Vlm:
             )
         return ids[0]
 
+    def prompt_ids(self, question: str) -> list[int]:
+        """Ids of a question for the language model, special tokens included.
+
+        What stands beside a pseudo-word is read by itself, as by Llama's legacy tokenizer: `?` after `[*]` is the
+        piece `▁?`.
+        """
+        parts = [part for part in re.split(r"\s*(\[\*\d*\])\s*", question) if part]
+        ids = [i for part in parts for i in self.tokenizer(part, add_special_tokens=False).input_ids]
+        is_decoder = self.model.config.use_decoder_only_language_model
+        return self.special_ids + ids if is_decoder else ids + self.special_ids
+
     def encode(
         self,
         questions: Sequence[str],
         answers: Sequence[str] | None = None,
         *,
         qformer_questions: Sequence[str] | None = None,
+        end: bool = True,
     ) -> Encoded:
         """Questions, and the answers that are to be scored or learned, padded on the right.
 
         The Q-Former reads `qformer_questions`, by default the same ones. Right padding leaves every score
         as it is: the Q-Former masks it, and nothing in the language model looks ahead. Without answers,
-        there is one position a question: where the answer's first token stands.
+        there is one position a question: where the answer's first token stands. With `end`, an answer is followed
+        by the end token, as in training.
         """
         q = self.qformer_tokenizer(
             list(qformer_questions or questions), padding=True, padding_side="right", return_tensors="pt"
         )
-        image = [self.model.config.image_token_index] * self.model.config.num_query_tokens
-        prompts = [image + ids for ids in self.tokenizer(list(questions)).input_ids]
-        end = [self.tokenizer.eos_token_id]
-        if answers is None:
-            targets = [[-100]] * len(prompts)
-        else:
-            targets = [a + end for a in self.tokenizer(list(answers), add_special_tokens=False).input_ids]
+        config: Any = self.model.config
+        pad, end_ids = self.tokenizer.pad_token_id or 0, [self.tokenizer.eos_token_id] * end
+        image = [config.image_token_index] * config.num_query_tokens
+        prompts = [image + self.prompt_ids(question) for question in questions]
+        targets: list[list[int]] = [[-100]] * len(prompts)
+        if answers is not None:
+            targets = [a + end_ids for a in self.tokenizer(list(answers), add_special_tokens=False).input_ids]
         fed = [[i for i in t[:-1] if i >= 0] for t in targets]
-        decoder, start = None, [len(p) - 1 for p in prompts]
-        if self.model.config.use_decoder_only_language_model:
+        start = torch.tensor([len(p) - 1 for p in prompts])
+        texts = {"qformer_input_ids": q["input_ids"], "qformer_attention_mask": q["attention_mask"]}
+        if config.use_decoder_only_language_model:
             prompts = [p + a for p, a in zip(prompts, fed, strict=True)]
         else:
-            first = self.model.config.text_config.decoder_start_token_id
-            decoder, _ = _pad([[first, *a] for a in fed], self.tokenizer.pad_token_id)
-            start = [0] * len(prompts)
-        input_ids, mask = _pad(prompts, self.tokenizer.pad_token_id or 0)
-        labels, _ = _pad(targets, -100)
-        positions = torch.tensor(start)[:, None] + torch.arange(labels.shape[1])
-        positions = positions.clamp(max=(input_ids if decoder is None else decoder).shape[1] - 1)
-        parts = (q["input_ids"], q["attention_mask"], input_ids, mask, decoder, positions, labels)
-        return Encoded(*(None if p is None else p.to(self.device) for p in parts))
+            decoder = [[config.text_config.decoder_start_token_id, *a] for a in fed]
+            texts["decoder_input_ids"], start = _pad(decoder, pad), torch.zeros_like(start)
+        texts["input_ids"], texts["labels"] = _pad(prompts, pad), _pad(targets, -100)
+        texts["attention_mask"] = _pad([[1] * len(p) for p in prompts], 0)
+        last = texts.get("decoder_input_ids", texts["input_ids"]).shape[1] - 1
+        positions = start[:, None] + torch.arange(texts["labels"].shape[1])
+        texts["positions"] = positions.clamp(max=last)
+        return Encoded(**{key: value.to(self.device) for key, value in texts.items()})
 
     def logits(self, tokens: torch.Tensor, texts: Encoded) -> torch.Tensor:
-        """Logits (b, a, n_words), float32, of what follows at each answer position, given tokens (b, t,
-        D)."""
-        inputs = {k: v for k, v in vars(texts).items() if v is not None and k not in ("positions", "labels")}
-        tokens = tokens.to(self.device, self.model.dtype)
-        found = self.model(pixel_values=tokens, **inputs).logits[..., : self.n_words]
+        """Logits (b, a, n_words), float32, of what follows at each answer position, given tokens (b, t, D)."""
+        seen = self._read(tokens, texts)
+        asked = {k: v for k, v in vars(texts).items() if v is not None and k not in ("positions", "labels")}
+        # LAVIS answers in bfloat16 (`predict_class`), and trains in the dtype of the weights.
+        with self._autocast(self.mixed if self.model.training else torch.bfloat16):
+            found = self.model(pixel_values=None, mm_encoder_outputs={"image": seen}, **asked).logits
+        found = found[..., : self.n_words]
         index = texts.positions[..., None].expand(-1, -1, found.shape[-1])
         return found.gather(1, index).float()
 
@@ -135,30 +195,43 @@ class Vlm:
 
         As they leave the Q-Former, before their projection to the language model's width.
         """
-        heard = {k: getattr(texts, k) for k in ("qformer_input_ids", "qformer_attention_mask")}
-        found = self.model.get_image_features(tokens.to(self.device, self.model.dtype), **heard)
-        return found.qformer_outputs.last_hidden_state[:, : self.model.config.num_query_tokens].float()
+        found = self._read(tokens, texts).qformer_outputs.last_hidden_state
+        return found[:, : self.model.config.num_query_tokens].float()
 
     def losses(self, tokens: torch.Tensor, texts: Encoded) -> torch.Tensor:
-        """Mean cross-entropy of each answer, end token included: (b,)."""
+        """Mean cross-entropy of the tokens of each answer: (b,)."""
         logits = self.logits(tokens, texts)
         each = nn.functional.cross_entropy(logits.transpose(1, 2), texts.labels, reduction="none")
-        return each.sum(1) / (texts.labels >= 0).sum(1)
+        return each.sum(1) / texts.lengths
 
     @torch.inference_mode()
     def ask(self, tokens: torch.Tensor, question: str, max_new_tokens: int = 10) -> list[str]:
         """What the model itself answers to one question about each image, greedily."""
         texts = self.encode([question] * len(tokens))
         keep = ("qformer_input_ids", "qformer_attention_mask", "input_ids", "attention_mask")
-        said = self.model.generate(
-            pixel_values=tokens.to(self.device, self.model.dtype),
-            **{k: getattr(texts, k) for k in keep},
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-        )
+        with self._autocast(torch.bfloat16):
+            said: Any = self.model.generate(
+                pixel_values=tokens.to(self.device, self.model.qformer.dtype),
+                **{k: getattr(texts, k) for k in keep},
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                # The hub's generation config ends at 1, which its tokenizer never writes.
+                eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
         if self.model.config.use_decoder_only_language_model:
             said = said[:, texts.input_ids.shape[1] :]  # the rest repeats the question
         return [t.strip() for t in self.tokenizer.batch_decode(said, skip_special_tokens=True)]
+
+    def _read(self, tokens: torch.Tensor, texts: Encoded) -> Any:
+        """What the Q-Former makes of image tokens and its text; of the mix, in half precision in training alone."""
+        heard = {k: getattr(texts, k) for k in ("qformer_input_ids", "qformer_attention_mask")}
+        tokens = tokens.to(self.device, self.model.qformer.dtype)
+        with self._autocast(self.mixed if self.model.training else None):
+            return self.model.get_image_features(tokens, **heard)
+
+    def _autocast(self, dtype: torch.dtype | None) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype, enabled=bool(self.mixed and dtype))
 
 
 @torch.inference_mode(False)  # whoever needs it first: its tensors must take part in gradients later
@@ -170,66 +243,99 @@ def load_vlm(
     device_map: str | dict | None = None,
     quantisation: str | None = None,
     gradient_checkpointing: bool = False,
-    pixel_mean: Sequence[float] | None = None,
-    pixel_std: Sequence[float] | None = None,
+    pixel_statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+    crop: bool = False,
+    revision: str | None = None,
 ) -> Vlm:
     """Load a frozen InstructBLIP: `demo-vlm` (or its control `demo-vlm-untrained`), an alias, a hub name, or
     a folder of `save_pretrained`.
 
     Args:
         device: torch device; `meta` builds the model from its config alone, without weights.
-        dtype: `auto` is bfloat16 on a GPU and float32 on a CPU.
+        dtype: `float32`, `bfloat16`, `float16`, or `mixed`, LAVIS's: image tower and language model in float16
+            (a T5 in bfloat16), the Q-Former in float32. `auto` is bfloat16 on a GPU and float32 on a CPU.
         device_map, quantisation (`8bit` or `4bit`, needs bitsandbytes): as in transformers.
-        pixel_mean, pixel_std: replace the image processor's own statistics.
+        pixel_statistics: mean and standard deviation, instead of the image processor's own.
+        crop: the tower sees the central square of an image, instead of all of it pressed into a square.
+        revision: of the hub: a branch, a tag or a commit.
     Raises:
-        ModelError: not found, no InstructBLIP, or float16 with a T5 (which overflows in it).
+        ModelError: not found, no InstructBLIP, weights that are missing, a tokenizer that reads AntifakePrompt's
+            question differently, or float16 with a T5 (which overflows in it).
     """
     is_demo = name in (DEMO, UNTRAINED)
     source = str(DEMO_VLM) if is_demo else ALIASES.get(name, name)
+    hub: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     device = torch.device(device) if device else best_device()
-    config = _config(name, source)
-    if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" else "float32"
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ModelError(f"dtype is {dtype!r}, expected auto, float32, bfloat16 or float16")
-    if dtype == "float16" and config.text_config.model_type == "t5":
-        raise ModelError(f"dtype is float16, but the T5 of {name} overflows in it; use bfloat16 or float32")
-    if quantisation not in (None, *QUANTISED):
-        raise ModelError(f"quantisation is {quantisation!r}, expected one of {', '.join(QUANTISED)}")
-    quantised = quantisation and BitsAndBytesConfig(**QUANTISED[quantisation])
     try:
+        config: Any = AutoConfig.from_pretrained(source, **hub)
+        if config.model_type != "instructblip":
+            raise ModelError(f"backbone {name}: a {config.model_type} model, expected instructblip")
+        if config.image_token_index is None:
+            raise ModelError(f"backbone {name}: image_token_index is missing in its config.json")
+        if dtype == "auto":
+            dtype = "bfloat16" if device.type == "cuda" else "float32"
+        if dtype not in DTYPES:
+            raise ModelError(f"dtype is {dtype!r}, expected auto or one of {', '.join(DTYPES)}")
+        is_t5 = config.text_config.model_type == "t5"
+        if dtype == "float16" and is_t5:
+            raise ModelError(f"dtype is float16, but the T5 of {name} overflows in it; use mixed or bfloat16")
+        kind = torch.bfloat16 if dtype == "mixed" and is_t5 else DTYPES[dtype]
+        mixed = kind if dtype == "mixed" else None
+        if quantisation not in (None, *QUANTISED):
+            raise ModelError(f"quantisation is {quantisation!r}, expected one of {', '.join(QUANTISED)}")
+        quantised = BitsAndBytesConfig(**QUANTISED[quantisation]) if quantisation else None
         if device.type == "meta":
             with torch.device("meta"):
                 model = InstructBlipForConditionalGeneration(config)
         elif name == UNTRAINED:
             model = _untrained(config)
         else:
-            model = InstructBlipForConditionalGeneration.from_pretrained(
+            loader: Any = _MixedHalf if mixed else InstructBlipForConditionalGeneration
+            model, info = loader.from_pretrained(
                 source,
-                dtype=getattr(torch, dtype),
+                dtype=kind,
                 device_map=device_map,
                 quantization_config=quantised,
                 use_safetensors=True,
+                output_loading_info=True,
+                **hub,
             )
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        qformer_tokenizer = AutoTokenizer.from_pretrained(source, subfolder="qformer_tokenizer")
-        processor = None if is_demo else AutoImageProcessor.from_pretrained(source, backend="pil")
-    except (OSError, ImportError) as error:
-        raise ModelError(_cannot_load(name, source, error)) from error
+            if missing := sorted(info["missing_keys"]):
+                raise ModelError(f"backbone {name}: {len(missing)} weights are missing, such as {missing[0]}")
+        tokenizer = AutoTokenizer.from_pretrained(source, **hub)
+        # Not `AutoTokenizer`: it looks for a config.json in the subfolder, and the hub has none there.
+        qformer_tokenizer = BertTokenizer.from_pretrained(source, subfolder="qformer_tokenizer", **hub)
+        processor = None if is_demo else AutoImageProcessor.from_pretrained(source, backend="pil", **hub)
+    except ModelError:
+        raise
+    except (OSError, ImportError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"backbone {name}: cannot load {source} ({reason}); expected demo-vlm, a hub name that this machine can"
+            " download or has cached, or a folder written by save_pretrained"
+        ) from error
     if device_map is None and quantised is None:
-        model.to(device)
+        model.to(device)  # type: ignore[arg-type] # transformers' wrapper hides torch's signature
+    model.query_tokens.data = model.query_tokens.to(model.qformer.dtype)  # transformers leaves it in float32
     model.requires_grad_(False).eval()
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if is_demo:
         tower, output = load_backbone("demo-clip"), "cls"
     else:
-        tower, output = VisionTower(name, model.vision_model, processor), "tokens"
-    if pixel_mean is not None:
-        tower = replace(tower, image_processor=_restated(tower.image_processor, pixel_mean, pixel_std))
-    statistics = load_file(Path(source) / STATISTICS, device=str(device)) if is_demo else {}
+        vision = model.vision_model
+        tower = VisionTower(name, vision, processor, None, device, kind, mixed=mixed, crop=crop)
+        output = "tokens"
+    if pixel_statistics:
+        stated = dict(zip(("image_mean", "image_std"), map(list, pixel_statistics), strict=True))
+        old: Any = tower.image_processor
+        tower = replace(tower, image_processor=type(old).from_dict(old.to_dict() | stated))
+    statistics = load_file(Path(source) / TOKEN_STATISTICS, device=str(device)) if is_demo else {}
     model.vision_model = GivenTokens(**statistics)
-    return Vlm(name, model, tokenizer, qformer_tokenizer, tower, output, config.text_config.vocab_size)
+    n_words = config.text_config.vocab_size
+    vlm = Vlm(name, model, tokenizer, qformer_tokenizer, tower, output, n_words, mixed)
+    _check_ids(vlm)
+    return vlm
 
 
 def _untrained(config: InstructBlipConfig) -> InstructBlipForConditionalGeneration:
@@ -242,36 +348,39 @@ def _untrained(config: InstructBlipConfig) -> InstructBlipForConditionalGenerati
     return model
 
 
-def _config(name: str, source: str) -> InstructBlipConfig:
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ModelError(_cannot_load(name, source, error)) from error
-    if not isinstance(config, InstructBlipConfig):
-        raise ModelError(f"backbone {name}: a {config.model_type} model, expected instructblip")
-    if config.image_token_index is None:
-        raise ModelError(f"backbone {name}: image_token_index is missing in {source}/config.json")
-    return config
+def _check_ids(vlm: Vlm) -> None:
+    """Raise ModelError where a Llama's tokenizer reads AntifakePrompt's question in other ids than the original."""
+    if not set(PIECES) <= set(vlm.tokenizer.get_vocab()):
+        return  # another vocabulary: nothing to compare with
+    expected: Any = vlm.tokenizer.convert_tokens_to_ids(PIECES)
+    ids = vlm.prompt_ids(PROBE)
+    if ids[:5] + ids[-1:] != expected:
+        raise ModelError(
+            f"backbone {vlm.name}: its tokenizer reads {PROBE!r} as {ids}, expected {expected[:-1]}, the"
+            f" pseudo-word and {expected[-1]}, as in AntifakePrompt"
+        )
 
 
-def _cannot_load(name: str, source: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0]
-    return (
-        f"backbone {name}: cannot load {source} ({reason}); expected demo-vlm, a hub name that this machine can"
-        " download or has cached, or a folder written by save_pretrained"
-    )
+def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
+    """Rows of different lengths as one tensor: (b, longest)."""
+    return nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value)
 
 
-def _restated(processor, mean: Sequence[float], std: Sequence[float]):
-    return type(processor).from_dict(processor.to_dict() | {"image_mean": list(mean), "image_std": list(std)})
+def crop_square(image: Image.Image, size: int, *, at_random: bool = False) -> Image.Image:
+    """The short side resized to `size` (bicubic), then the central square of that side.
 
-
-def _pad(rows: list[list[int]], value: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of different lengths as one tensor (b, longest), and its mask."""
-    longest = max(len(r) for r in rows)
-    padded = torch.tensor([r + [value] * (longest - len(r)) for r in rows])
-    mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in rows])
-    return padded, mask
+    With `at_random`, a random square (drawn from torch's generator), mirrored every other time. As torchvision's
+    `Resize`, `CenterCrop`, `RandomCrop` and `RandomHorizontalFlip` (AntifakePrompt, blip_processors.py).
+    """
+    short = min(image.size)
+    width, height = (int(size * side / short) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    if at_random:
+        top, left = (int(torch.randint(side - size + 1, ())) for side in (height, width))
+    else:
+        top, left = (round((side - size) / 2) for side in (height, width))
+    image = image.crop((left, top, left + size, top + size))
+    return ImageOps.mirror(image) if at_random and torch.rand(()) < 0.5 else image
 
 
 class GivenTokens(nn.Module):
@@ -286,44 +395,49 @@ class GivenTokens(nn.Module):
         self.mean = nn.Buffer(torch.as_tensor(mean), persistent=False)
         self.std = nn.Buffer(torch.as_tensor(std), persistent=False)
 
-    def forward(self, pixel_values: torch.Tensor, **_) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutputWithPooling:
         tokens = ((pixel_values - self.mean) / self.std).to(pixel_values.dtype)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens[:, 0])
 
 
 @dataclass(frozen=True)
-class VisionTower:
-    """InstructBLIP's own image tower, with the interface of `afp.models.backbones.Backbone` that features need."""
+class VisionTower(Backbone):
+    """InstructBLIP's own image tower: a `Backbone` whose one output is `tokens`, (b, t, D), normalised.
 
-    name: str
-    model: nn.Module
-    image_processor: object
+    `mixed` and `crop` are `load_vlm`'s.
+    """
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+    mixed: torch.dtype | None = None
+    crop: bool = False
 
     @cached_property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(self.image_processor.to_json_string().encode())
+        """Hash of the weights, their dtypes and the preprocessing: what a token depends on."""
+        processor: Any = self.image_processor
+        digest = hashlib.sha256(f"{processor.to_json_string()} {self.crop} {self.mixed}".encode())
         for key, value in sorted(self.model.state_dict().items()):
             digest.update(f"{key} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
 
-    def preprocess(self, images: Sequence) -> torch.Tensor:
+    def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """RGB images to (b, 3, h, w) float32 on the CPU."""
-        return self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
+        if self.crop:
+            images = [crop_square(image, self.vision_config.image_size) for image in images]
+        return super().preprocess(images)
 
     @torch.inference_mode()
     def extract(self, pixels: torch.Tensor, outputs: Sequence[str]) -> dict[str, torch.Tensor]:
-        """The tower's normalised tokens, (b, t, D) float32 on the CPU, under the only output `tokens`."""
+        """All tokens after the last block, normalised: (b, t, D) float32 on the CPU, as `tokens`."""
         for output in outputs:
             self.check_output(output)
         weight = next(self.model.parameters())
-        tokens = self.model(pixel_values=pixels.to(weight.device, weight.dtype)).last_hidden_state
+        with torch.autocast(weight.device.type, self.mixed, enabled=self.mixed is not None):
+            tokens = self.model(pixel_values=pixels.to(weight.device, weight.dtype)).last_hidden_state
         return dict.fromkeys(outputs, tokens.float().cpu())
 
-    def check_output(self, output: str) -> None:
+    def check_output(self, output: str) -> int:
+        """The block after which the tokens are taken. Raises ValueError for any output but `tokens`."""
         if output != "tokens":
             raise ValueError(f"feature output {output!r}: expected 'tokens'")
+        return self.n_blocks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,9 +20,15 @@ class TextSide(nn.Module):
     """A text tower (which peft may wrap), its projection D -> P and its tokenizer. Never in training mode: dropout
     in a frozen tower would only blur what is trained in front of it."""
 
-    def __init__(self, tower: PreTrainedModel, projection: nn.Linear, tokenizer: PreTrainedTokenizerBase):
+    tower: Any
+    projection: nn.Linear
+
+    def __init__(
+        self, tower: PreTrainedModel, projection: nn.Linear, tokenizer: PreTrainedTokenizerBase | None
+    ):
         super().__init__()
-        self.tower, self.projection, self.tokenizer = tower, projection, tokenizer
+        self.tower, self.projection = tower, projection
+        self.tokenizer: Any = tokenizer
         pool_at_end(tower, tokenizer)
         self.eval()
 
@@ -33,7 +40,8 @@ class TextSide(nn.Module):
             ModelError: the backbone is an image tower alone.
         """
         check_text(backbone)
-        tower, projection = (copy.deepcopy(m).float() for m in parts(backbone.model))
+        tower, projection = backbone.model.text_model, backbone.model.text_projection
+        tower, projection = copy.deepcopy(tower).float(), copy.deepcopy(projection).float()
         return cls(tower, projection, copy.deepcopy(backbone.tokenizer))
 
     def train(self, mode: bool = True) -> TextSide:
@@ -61,12 +69,7 @@ def check_text(backbone: Backbone) -> None:
         )
 
 
-def parts(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Linear]:
-    """Text tower and text projection of a dual model."""
-    return model.text_model, model.text_projection
-
-
-def pool_at_end(tower: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def pool_at_end(tower: Any, tokenizer: Any) -> None:
     """Make a CLIP text tower take its output at the end token.
 
     OpenAI's configs name a wrong end token (2), for which transformers pools at the largest id. A pseudo-word's id

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate import Accelerator, DataLoaderConfiguration  # type: ignore[import-untyped]
+from accelerate.utils import set_seed  # type: ignore[import-untyped]
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from ..errors import ModelError
+from ..files import written_whole
 
 STATE_FILE = "training.pth"
+SAVE_EVERY = 500  # steps, and each epoch's end: how often a checkpoint is written
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,9 @@ class Recipe:
 
     The rate climbs for `warmup_steps` steps (or `warmup_epochs` epochs) from `warmup_lr` to `lr` in a
     straight line (`warmup="linear"`) or waits at `warmup_lr` (`"constant"`, CoOp's way); then it follows
-    half a cosine to 0, step by step (`schedule="cosine"`) or epoch by epoch (`"cosine-epoch"`), or stays
-    (`"constant"`). `momentum` belongs to SGD alone.
+    half a cosine to 0, step by step (`schedule="cosine"`) or epoch by epoch (`"cosine-epoch"`, which counts
+    from the end of the warm-up and would reach 0 after `epochs` more, as Dassl's), or stays (`"constant"`).
+    `momentum` belongs to SGD alone.
     """
 
     lr: float
@@ -73,85 +77,115 @@ class Recipe:
             return self.warmup_lr + (self.lr - self.warmup_lr) * way
         if self.schedule == "constant":
             return self.lr
+        way = (step - warmup) / max(total - warmup, 1)
         if self.schedule == "cosine-epoch":  # the same for all steps of an epoch
-            return self.lr * 0.5 * (1 + math.cos(math.pi * (step // steps_per_epoch) / self.epochs))
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+            way = (step // steps_per_epoch - self.warmup_epochs) / self.epochs
+        return self.lr * 0.5 * (1 + math.cos(math.pi * way))
+
+    def make_optimizer(self, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer, at a learning rate of 1: `lr_at` gives the factor of every step."""
+        if self.optimizer == "sgd":
+            decay = self.weight_decay
+            return torch.optim.SGD(parameters, lr=1.0, momentum=self.momentum, weight_decay=decay)
+        return torch.optim.AdamW(parameters, lr=1.0, weight_decay=self.weight_decay)
 
 
 def train(
     model: nn.Module,
     dataset: Dataset,
-    loss: Callable[[nn.Module, object], torch.Tensor],
+    loss: Callable[[nn.Module, Any], torch.Tensor],
     recipe: Recipe,
     *,
     validate: Callable[[nn.Module], float] | None = None,
     checkpoint: str | Path | None = None,
+    num_workers: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Train the parameters of `model` that require gradients, in place.
 
-    `dataset` is any map-style dataset; its default-collated batches go to `loss(model, batch)`, which
-    returns a scalar. With `validate(model)` (higher is better, called after each epoch in evaluation mode,
-    without gradients) the parameters of the best epoch are kept, else the last ones. Every epoch draws its
-    order and its dropout from (seed, epoch) alone, so that a run which resumes from `checkpoint` equals an
-    uninterrupted one.
+    Every epoch draws its order and its dropout from (seed, epoch) alone, and starts to draw anew every
+    `SAVE_EVERY` steps: a run that was stopped and resumes from `checkpoint` equals an uninterrupted one.
 
-    Returns one row a step: `step`, `epoch`, `lr`, `loss`, `validation` (on an epoch's last step, else NaN),
-    `seconds`.
-
-    Raises `ModelError` if nothing is trainable, the loss is not finite, or `checkpoint` holds another run.
+    Args:
+        dataset: map-style; its default-collated batches go to `loss`. One with a `set_epoch` is told the
+            epoch, as random views need it.
+        loss: `loss(model, batch)` is a scalar; `model` is the prepared one, and must be called.
+        validate: higher is better; called after each epoch in evaluation mode, without gradients. The
+            parameters of the best epoch are kept; without it, the last ones.
+        checkpoint: folder of the state of a run that may be stopped.
+        num_workers: processes that read the data set.
+    Returns:
+        One row a step: `step`, `epoch`, `lr`, `loss`, `validation` (on an epoch's last step, else NaN), `seconds`.
+    Raises:
+        ModelError: nothing is trainable, the loss is not finite, or `checkpoint` holds another run.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise ModelError("the model has no parameter that requires a gradient, expected at least one")
-    if len(dataset) == 0:
+    n, size = len(dataset), recipe.batch_size  # type: ignore[arg-type]
+    if n == 0:
         raise ModelError("the training set has 0 examples, expected at least one")
-
-    accelerator = Accelerator()
-    optimizer = _optimizer(list(trained.values()), recipe)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    steps_per_epoch = math.ceil(len(dataset) / recipe.batch_size)
+    # The batch size is that of all processes together.
+    accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True))
+    raw = recipe.make_optimizer(list(trained.values()))
+    prepared, optimizer = accelerator.prepare(model, raw)
+    steps = math.ceil(n / size)
     file = Path(checkpoint) / STATE_FILE if checkpoint is not None else None
-    first_epoch, rows, best = _resume(file, trained, optimizer, recipe, len(dataset))
+    # What a checkpoint must share with the run that resumes from it.
+    shapes = {name: list(p.shape) for name, p in trained.items()}
+    identity = {"recipe": asdict(recipe), "examples": n, "shapes": shapes}
+    rows, best = _resume(file, identity, trained, raw)
+    schedule = LambdaLR(raw, lambda step: recipe.lr_at(step, steps), last_epoch=len(rows) - 1)
+
+    def save() -> None:
+        if file is not None and accelerator.is_main_process:
+            state = {"identity": identity, "parameters": _copy(trained), "optimizer": raw.state_dict()}
+            with written_whole(file) as partial:
+                torch.save(state | {"rows": rows, "best": best}, partial)
 
     bar = tqdm(
-        total=recipe.epochs * steps_per_epoch,
-        initial=first_epoch * steps_per_epoch,
-        desc="training",
-        unit="step",
-        disable=not progress,
+        total=recipe.epochs * steps, initial=len(rows), desc="training", unit="step", disable=not progress
     )
-    for epoch in range(first_epoch, recipe.epochs):
-        set_seed(recipe.seed * 100_003 + epoch)
-        order = torch.randperm(len(dataset)).tolist()
-        loader = accelerator.prepare(DataLoader(Subset(dataset, order), recipe.batch_size))
+    for epoch in range(len(rows) // steps, recipe.epochs):
+        seed = recipe.seed * 100_003 + epoch
+        set_seed(seed)
+        order = torch.randperm(n).tolist()
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(epoch)
+        done = len(rows) - epoch * steps
+        rest = Subset(dataset, order[done * size :])
+        loader = accelerator.prepare(DataLoader(rest, size, num_workers=num_workers))
         prepared.train()
-        for i, batch in enumerate(loader):
-            step, started = epoch * steps_per_epoch + i, time.perf_counter()
-            lr = recipe.lr_at(step, steps_per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+        for i, batch in enumerate(loader, start=done):
+            if i and i % SAVE_EVERY == 0:
+                set_seed(seed + 1_000_003 * i)
+            started, lr = time.perf_counter(), schedule.get_last_lr()[0]
             value = loss(prepared, batch)
-            if not torch.isfinite(value):
+            mean = accelerator.reduce(value.detach(), "mean").item()
+            if not math.isfinite(mean):
                 raise ModelError(
-                    f"the loss is {value.item()} at step {step} (epoch {epoch}), learning rate {lr:g}:"
+                    f"the loss is {mean} at step {len(rows)} (epoch {epoch}), learning rate {lr:g}:"
                     " lower the recipe's lr, or look for inputs that are not finite"
                 )
             optimizer.zero_grad()
             accelerator.backward(value)
             optimizer.step()
+            schedule.step()
+            seconds = time.perf_counter() - started
             rows.append(
                 {
-                    "step": step,
+                    "step": len(rows),
                     "epoch": epoch,
                     "lr": lr,
-                    "loss": value.item(),
+                    "loss": mean,
                     "validation": math.nan,
-                    "seconds": time.perf_counter() - started,
+                    "seconds": seconds,
                 }
             )
             bar.update()
-            bar.set_postfix(loss=f"{value.item():.3f}", refresh=False)
+            bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
+            if (i + 1) % SAVE_EVERY == 0 and i + 1 < steps:
+                save()
         prepared.eval()
         if validate is not None:
             with torch.no_grad():
@@ -159,21 +193,12 @@ def train(
             rows[-1]["validation"] = quality
             if best is None or quality > best["validation"]:
                 best = {"validation": quality, "parameters": _copy(trained)}
-        if file is not None and accelerator.is_main_process:
-            _save(file, trained, optimizer, recipe, len(dataset), rows, best)
+        save()
     bar.close()
     prepared.eval()
     if best is not None:
         _restore(trained, best["parameters"])
     return pd.DataFrame(rows)
-
-
-def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
-    return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay)
 
 
 def _copy(trained: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
@@ -186,31 +211,14 @@ def _restore(trained: dict[str, nn.Parameter], values: dict[str, torch.Tensor]) 
         p.copy_(values[name])
 
 
-def _identity(trained: dict[str, nn.Parameter], recipe: Recipe, n: int) -> dict:
-    """What a checkpoint must share with the run that resumes from it."""
-    return {"recipe": asdict(recipe), "examples": n, "shapes": {k: list(p.shape) for k, p in trained.items()}}
-
-
-def _save(file, trained, optimizer, recipe, n, rows, best) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        "identity": _identity(trained, recipe, n),
-        "parameters": _copy(trained),
-        "optimizer": optimizer.state_dict(),
-        "rows": rows,
-        "best": best,
-    }
-    partial = file.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, file)  # a run that is stopped while it writes leaves the epoch before
-
-
-def _resume(file, trained, optimizer, recipe, n) -> tuple[int, list[dict], dict | None]:
+def _resume(
+    file: Path | None, identity: dict, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[list[dict], dict | None]:
+    """Rows and best epoch of the run in the file, its state put back; of a new run where there is none."""
     if file is None or not file.exists():
-        return 0, [], None
+        return [], None
     state = torch.load(file, map_location="cpu", weights_only=True)
-    expected = _identity(trained, recipe, n)
-    for key, value in expected.items():
+    for key, value in identity.items():
         if state["identity"][key] != value:
             raise ModelError(
                 f"{file}: was made by another run: its {key} is {state['identity'][key]},"
@@ -218,4 +226,4 @@ def _resume(file, trained, optimizer, recipe, n) -> tuple[int, list[dict], dict 
             )
     _restore(trained, state["parameters"])
     optimizer.load_state_dict(state["optimizer"])
-    return state["rows"][-1]["epoch"] + 1, state["rows"], state["best"]
+    return state["rows"], state["best"]

@@ -17,6 +17,13 @@ Label 0 is real, 1 is fake; a score is P(fake); an image is called fake when its
 `accuracy`, `ap`, `ece`, `nll` depend on the share of fakes: compare only within one test set. A metric is
 NaN, never an error, without a class that it needs.
 
+Folds: scores of different models are no common scale. A metric is computed within each fold of a cross-fitted table
+and then averaged over the folds that have a value, in the data and in every replicate.
+
+Real images are known by their label. A generator's images are compared with the real ones of their own `set` where
+the table has such; else with all real images, pooled, whatever these are called. Only the controls (`CONTROLS`),
+real images that went through something on purpose, stand apart.
+
 Bootstrap (clusters: Field & Welsh, JRSS B 69, 2007): whole sources are drawn with replacement; all tiles and
 fakes of a source come along, in every generator at once. Sources with and without real rows are drawn apart,
 so a replicate has as many photographs as the data. Replicates where a metric is undefined are dropped for it.
@@ -26,49 +33,36 @@ and of the worst of several generators lean to the bad side of the value, and so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
 from ..detectors.operating_point import check_labels_and_scores
+from ..errors import DataError
 
 METRICS = (
-    "accuracy",
-    "accuracy_val",
-    "real_accuracy",
-    "real_accuracy_val",
-    "fake_accuracy",
-    "fake_accuracy_val",
-    "auc",
-    "ap",
-    "eer",
-    "tpr_at_1_fpr",
-    "tpr_at_5_fpr",
-    "tpr_at_10_fpr",
-    "ece",
-    "nll",
+    *("accuracy", "accuracy_val", "real_accuracy", "real_accuracy_val", "fake_accuracy", "fake_accuracy_val"),
+    *("auc", "ap", "eer", "tpr_at_1_fpr", "tpr_at_5_fpr", "tpr_at_10_fpr", "ece", "nll"),
 )
 REAL_METRICS = ("false_positive_rate", "false_positive_rate_val")
 LOWER_IS_BETTER = frozenset({"eer", "ece", "nll", *REAL_METRICS})
+CONTROLS = ("real-resampled",)
 N_BINS = 15
 POOL_BELOW = 5  # images: too few for an estimate of their own
-_NEEDED = (
-    "path",
-    "label",
-    "generator",
-    "kind",
-    "source",
-    "perturbation",
-    "detector",
-    "seen",
-    "threshold",
-    "score",
-    "error",
-)
-_CHUNK = 2_000_000  # weights held at once
+KEY = ["detector", "perturbation", "path", "place"]  # tells a table's rows apart
+# What a table may lack: column -> the value that stands for nothing known.
+_DEFAULTS = {"kind": "", "error": "", "source": "", "set": "", "place": "", "generator": "unnamed"}
+_NEEDED = ["path", "label", "generator", "kind", "source", "perturbation", "detector", "seen", "threshold"]
+_NEEDED += ["score", "error"]
+_CHUNK = 300_000  # weights held at once: as many as stay in a processor's cache
+_MANY = 10_000  # sources, from which drawing them by number is faster than drawing their counts
+_MEMORY = 200_000_000  # counts held at once; with more sources than 200,000 fewer replicates do
+_FEWEST = 200  # replicates
 _OVER_GENERATORS = (
     ("mean held-in", 1, np.mean, METRICS),
     ("mean held-out", 0, np.mean, METRICS),
@@ -99,62 +93,148 @@ class Estimate:
     __str__ = __format__
 
 
+class _Side:
+    """The images of one label, by falling score.
+
+    Args:
+        label: 0 or 1, of all of them.
+        scores, thresholds: (n,).
+        columns: (n,), the column of the weights that each image takes.
+    """
+
+    def __init__(self, label: int, scores: np.ndarray, thresholds: np.ndarray, columns: np.ndarray):
+        order = np.argsort(-scores, kind="stable")
+        p, t, self.columns = scores[order], thresholds[order], columns[order]
+        right = (p >= 0.5) == label
+        right_val = np.where(np.isnan(t), np.nan, (p >= t) == label)
+        epsilon = np.finfo(float).eps
+        loss = -np.log(np.clip(p if label else 1 - p, epsilon, 1 - epsilon))
+        bins = np.minimum((p * N_BINS).astype(int), N_BINS - 1)
+        gaps = np.where(bins[:, None] == np.arange(N_BINS), (p - label)[:, None], 0.0)
+        self.scores, self.sums = p, np.column_stack([np.ones(len(p)), right, right_val, loss, gaps])
+        self.ends = np.flatnonzero(np.append(np.diff(p) != 0, True)[: len(p)])  # the last of tied scores
+
+    def above(self, scores: np.ndarray | float, or_equal: bool) -> np.ndarray:
+        """How many of the images score more than each of these."""
+        return np.searchsorted(-self.scores, -np.asarray(scores), side="right" if or_equal else "left")
+
+    def drawn(self, weights: np.ndarray) -> _Drawn:
+        return _Drawn(self, weights[:, self.columns].astype(float))
+
+
+class _Drawn:
+    """A side under weights (replicates, n): sums over the images, and the weight above each of them."""
+
+    def __init__(self, side: _Side, weights: np.ndarray):
+        self.weights, self.rows = weights, np.arange(len(weights))
+        self.n, self.right, self.right_val, self.loss, *self.gaps = (weights @ side.sums).T
+        self.above = np.pad(np.cumsum(weights, axis=1), ((0, 0), (1, 0)))
+
+    def share(self, above: np.ndarray) -> np.ndarray:
+        """The share of the weight that lies in the first ``above`` images, a number for each replicate."""
+        return self.above[self.rows, above] / self.n
+
+
+class _Sample:
+    """Real images and fakes, and how they stand among each other.
+
+    Args:
+        real, fake: the two sides.
+        threshold: for the `_val` metrics of the real images, instead of their own.
+    """
+
+    def __init__(self, real: _Side, fake: _Side, threshold: float | None = None):
+        self.fake, self.empty = fake, not (len(real.scores) and len(fake.scores))
+        self.called = None if threshold is None else real.above(threshold, or_equal=True)
+        # Real images that score as much as each fake or more, and those that score more.
+        self.beating = real.above(fake.scores, or_equal=True), real.above(fake.scores, or_equal=False)
+        # The ROC curve at each distinct score of a real image: before it counts, and with it and what ties with it.
+        levels = real.scores[real.ends]
+        self.real_at = np.append(0, real.ends + 1)
+        self.fake_before = np.append(fake.above(levels, or_equal=False), len(fake.scores))
+        self.fake_at = fake.above(levels, or_equal=True)
+
+    def metrics(self, real: _Drawn, fake: _Drawn) -> dict[str, np.ndarray]:
+        """Name of each of `METRICS` and `REAL_METRICS` -> (replicates,), of both sides under the same weights."""
+        real_val = real.right_val if self.called is None else real.n - real.above[:, self.called]
+        total, found = real.n + fake.n, {}
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rightly_called = (("", real.right, fake.right), ("_val", real_val, fake.right_val))
+            for suffix, right_real, right_fake in rightly_called:
+                found["accuracy" + suffix] = (right_real + right_fake) / total
+                found["real_accuracy" + suffix] = right_real / real.n
+                found["fake_accuracy" + suffix] = right_fake / fake.n
+                found["false_positive_rate" + suffix] = 1 - right_real / real.n
+            both = (real.n > 0) & (fake.n > 0)
+            for name, values in ({} if self.empty else self._of_the_curve(real, fake)).items():
+                found[name] = np.where(both, values, np.nan)
+            found["ece"] = np.abs(np.add(real.gaps, fake.gaps)).sum(0) / total
+            found["nll"] = (real.loss + fake.loss) / total
+        return dict.fromkeys(METRICS, np.full(len(total), np.nan)) | found
+
+    def _of_the_curve(self, real: _Drawn, fake: _Drawn) -> dict[str, np.ndarray]:
+        false_positives, more = (real.above[:, beating] for beating in self.beating)
+        tp, fp = fake.above[:, self.fake.ends + 1], false_positives[:, self.fake.ends]
+        steps = np.diff(tp, axis=1, prepend=0)
+        precision = np.where(steps > 0, tp / (tp + fp), 0.0)
+        beaten = 2 * real.n[:, None] - false_positives - more
+        found = {
+            "auc": np.einsum("ij,ij->i", fake.weights, beaten) / (2 * real.n * fake.n),
+            "ap": np.einsum("ij,ij->i", steps, precision) / fake.n,
+        }
+
+        def fpr(level: np.ndarray) -> np.ndarray:
+            return real.share(self.real_at[level])
+
+        # FPR - FNR rises from -1 to 1 along the curve; the EER is where it crosses 0.
+        last = len(self.fake_at) - 1
+        at = _first(lambda i: fpr(i + 1) + fake.share(self.fake_at[i]) >= 1, last, real.rows)
+        e0, e1 = (
+            fpr(at) + fake.share(self.fake_before[at]) - 1,
+            fpr(at + 1) + fake.share(self.fake_at[at]) - 1,
+        )
+        found["eer"] = np.where(e0 >= 0, fpr(at), fpr(at) - e0 / (e1 - e0) * (fpr(at + 1) - fpr(at)))
+        for percent in (1, 5, 10):
+            limit = percent / 100 + 1e-9  # rounding must not forbid 1 of 20 images at 5 %
+            at = _first(partial(lambda limit, i: fpr(i + 1) > limit, limit), last + 1, real.rows)
+            found[f"tpr_at_{percent}_fpr"] = fake.share(self.fake_before[at])
+        return found
+
+
+def _first(holds: Callable[[np.ndarray], np.ndarray], n: int, rows: np.ndarray) -> np.ndarray:
+    """For each row the first of 0 .. n - 1 from which on something holds, by bisection; n where it never does."""
+    low, high = np.zeros(len(rows), int), np.full(len(rows), n)
+    while (low < high).any():
+        middle = (low + high) // 2
+        found = holds(np.minimum(middle, max(n - 1, 0)))
+        low, high = np.where(found | (low == high), low, middle + 1), np.where(found, middle, high)
+    return low
+
+
 def compute(
     labels: ArrayLike,
     scores: ArrayLike,
     thresholds: ArrayLike | float = np.nan,
     weights: ArrayLike | None = None,
 ) -> dict[str, np.ndarray]:
-    """All `METRICS` and `REAL_METRICS` for every row of weights at once.
+    """All `METRICS` and `REAL_METRICS` of a set of images, for every row of weights at once.
 
-    labels, scores, thresholds: (n,); weights: (n,) or (replicates, n), default 1. Returns name -> array of
-    shape () or (replicates,). A missing threshold makes the `_val` metrics NaN. ValueError for labels outside
-    0/1 and scores outside [0, 1].
+    Args:
+        labels, scores: (n,).
+        thresholds: (n,) or one; a missing one makes the `_val` metrics NaN.
+        weights: (n,) or (replicates, n); default 1.
+    Returns:
+        Name -> array of shape () or (replicates,).
+    Raises:
+        ValueError: labels outside 0/1, scores outside [0, 1].
     """
     y, p = check_labels_and_scores(labels, scores)
-    weights = np.ones(len(y)) if weights is None else np.asarray(weights, float)
-    order = np.argsort(-p, kind="stable")
-    y, p, t = y[order], p[order], np.broadcast_to(np.asarray(thresholds, float), y.shape)[order]
-    w = np.atleast_2d(weights)[:, order]
-    right = (p >= 0.5) == y
-    right_val = np.where(np.isnan(t), np.nan, (p >= t) == y)
-    loss = -np.log(np.clip(np.where(y == 1, p, 1 - p), np.finfo(float).eps, 1 - np.finfo(float).eps))
-    bins = np.minimum((p * N_BINS).astype(int), N_BINS - 1)
-    gaps = np.where(bins[:, None] == np.arange(N_BINS), (p - y)[:, None], 0.0)
-    columns = (1 - y, y, right * (1 - y), right * y, right_val * (1 - y), right_val * y, loss)
-    n_real, n_fake, real, fake, real_val, fake_val, nll = (w @ np.column_stack(columns)).T
-    total, out = n_real + n_fake, {}
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for suffix, right_real, right_fake in (("", real, fake), ("_val", real_val, fake_val)):
-            out["accuracy" + suffix] = (right_real + right_fake) / total
-            out["real_accuracy" + suffix] = right_real / n_real
-            out["fake_accuracy" + suffix] = right_fake / n_fake
-            out["false_positive_rate" + suffix] = 1 - right_real / n_real
-        out |= {**_curve_metrics(y, p, w), "ece": np.abs(w @ gaps).sum(1) / total, "nll": nll / total}
-    return out if weights.ndim == 2 else {name: values[0] for name, values in out.items()}
-
-
-def _curve_metrics(y: np.ndarray, p: np.ndarray, w: np.ndarray) -> dict[str, np.ndarray]:
-    """Metrics of the ROC curve; y, p (n,) by falling score, w (replicates, n). NaN without both classes."""
-    ends = np.flatnonzero(np.append(np.diff(p) != 0, True)[: len(p)])  # tied scores: one point
-    tp, fp = (np.pad(np.cumsum(w * of, axis=1)[:, ends], ((0, 0), (1, 0))) for of in (y, 1 - y))
-    n_fake, n_real = tp[:, -1], fp[:, -1]
-    tpr, fpr = tp / n_fake[:, None], fp / n_real[:, None]
-    steps = np.diff(tp, axis=1)
-    precision = np.where(steps > 0, tp[:, 1:] / (tp[:, 1:] + fp[:, 1:]), 0.0)
-    excess = fpr + tpr - 1  # FPR - FNR rises from -1 to 1 along the curve; the EER is where it crosses 0
-    after = np.argmax(excess >= 0, axis=1)[:, None]
-    before = np.maximum(after - 1, 0)
-    e0, e1, f0, f1 = (np.take_along_axis(a, at, 1)[:, 0] for a in (excess, fpr) for at in (before, after))
-    out = {
-        "auc": (np.diff(fp, axis=1) * (tp[:, 1:] + tp[:, :-1])).sum(1) / (2 * n_fake * n_real),
-        "ap": (steps * precision).sum(1) / n_fake,
-        "eer": f0 - e0 / (e1 - e0) * (f1 - f0),
-    }
-    for percent in (1, 5, 10):
-        allowed = fpr <= percent / 100 + 1e-9  # rounding must not forbid 1 of 20 images at 5 %
-        out[f"tpr_at_{percent}_fpr"] = np.where(allowed, tpr, 0.0).max(1)
-    return {name: np.where((n_fake > 0) & (n_real > 0), values, np.nan) for name, values in out.items()}
+    t = np.broadcast_to(np.asarray(thresholds, float), y.shape)
+    given = np.ones(len(y)) if weights is None else np.asarray(weights, float)
+    sides = [_Side(label, p[y == label], t[y == label], np.flatnonzero(y == label)) for label in (0, 1)]
+    real, fake = (side.drawn(np.atleast_2d(given)) for side in sides)
+    found = _Sample(sides[0], sides[1]).metrics(real, fake)
+    return found if given.ndim == 2 else {name: values[0] for name, values in found.items()}
 
 
 def check_scores(scores: pd.DataFrame) -> pd.DataFrame:
@@ -162,29 +242,33 @@ def check_scores(scores: pd.DataFrame) -> pd.DataFrame:
 
     `failed`: the row has an error or no score. `group`: the generator; but held-out generators with under 5
     images, where a kind has several of them, share one group named after the kind. A row without a source is
-    its own. ValueError naming field and value: missing columns, labels outside 0/1, scores outside [0, 1],
-    one image scored twice by a detector under one perturbation.
+    its own.
+
+    Raises:
+        DataError: names field and value: missing columns, labels outside 0/1, scores or thresholds outside [0, 1],
+            one image scored twice by a detector under one perturbation.
     """
     if missing := [column for column in _NEEDED if column not in scores.columns]:
-        raise ValueError(f"scores table: missing column(s) {missing}; it has {list(scores.columns)}")
+        raise DataError(f"scores table: missing column(s) {missing}; it has {list(scores.columns)}")
     df = scores.reset_index(drop=True)
     for column in ("label", "score", "seen", "threshold"):
         try:
             df[column] = pd.to_numeric(df[column]).astype(float)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"scores table: column {column!r} must hold numbers: {error}") from None
-    blank = dict.fromkeys(("kind", "detector", "error", "source"), "")
-    for column, default in {**blank, "generator": "unnamed", "perturbation": "none"}.items():
-        df[column] = df[column].astype(object).where(df[column].notna(), default)
+            raise DataError(f"scores table: column {column!r} must hold numbers: {error}") from None
+    for column, default in {**_DEFAULTS, "detector": "", "perturbation": "none", "fold": -1}.items():
+        df[column] = df[column].astype(object).fillna(default) if column in df else default
     df["source"] = df["source"].where(df["source"] != "", df["path"]).astype(str)
     df = df.assign(seen=df["seen"].fillna(0.0), failed=df["score"].isna() | (df["error"] != ""))
     check_labels_and_scores(df["label"], df["score"].where(~df["failed"], 0.0))
-    key = ["detector", "perturbation", "path"]
-    if (twice := df.duplicated(key)).any():
-        raise ValueError(
-            f"scores table: {df.loc[twice, key].iloc[0].to_dict()} is there more than once; "
+    if (bad := ~df["threshold"].fillna(0.0).between(0, 1)).any():
+        raise DataError(f"scores table: threshold {df.loc[bad, 'threshold'].iloc[0]}, expected 0 to 1")
+    if (twice := df.duplicated(KEY)).any():
+        raise DataError(
+            f"scores table: {df.loc[twice, KEY[:3]].iloc[0].to_dict()} is there more than once; "
             "expected one row for each detector, perturbation and path"
         )
+    df["kind"] = df["kind"].mask((df["label"] == 1) & (df["kind"] == "real"), "unknown")
     df["group"] = df["generator"].astype(str)
     fakes = df[(df["label"] == 1) & ~df["kind"].isin(["", "unknown"])]
     for (_, _, kind), block in fakes.groupby(["detector", "perturbation", "kind"]):
@@ -192,36 +276,35 @@ def check_scores(scores: pd.DataFrame) -> pd.DataFrame:
         small = n.index[(n["size"] < POOL_BELOW) & (n["max"] == 0)]
         if len(small) > 1:
             df.loc[block.index[block["generator"].isin(small)], "group"] = kind
-    return df.sort_values(key, ignore_index=True)
+    return df.sort_values(KEY, ignore_index=True)
 
 
 def evaluate(scores: pd.DataFrame, *, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Every metric of a scores table with its interval, one a row.
 
-    For each detector and perturbation: each fake generator (`group`, see `check_scores`) `against` each set
-    of real images ("real", the control "real-resampled"; "" if there are none); `REAL_METRICS` of each set of
+    For each detector and perturbation: each fake generator (`group`, see `check_scores`) `against` the real images
+    ("real") and each control ("real-resampled"; "" if there is no real image); `REAL_METRICS` of each set of
     real images alone (kind "real"); then "mean held-in", "mean held-out" and the worst held-out generator
     ("min held-out"; for `LOWER_IS_BETTER` "max held-out"), over `kind` "all" and over each kind, taken within
-    each replicate and NaN if a generator has no value. `seen` is 1 for held-in. Columns: detector,
-    perturbation, group, kind, seen, against, metric, value, low, high, n_real, n_fake, n_failed.
+    each replicate and NaN if a generator has no value.
+
+    Args:
+        scores: a scores table.
+        n_boot: bootstrap replicates; beyond 200,000 sources fewer, but at least 200.
+        seed: of the bootstrap.
+    Returns:
+        Columns detector, perturbation, group, kind, seen (1 for held-in), against, reals (which real images these
+        are), metric, value, low, high, n_real, n_fake, n_failed.
     """
     rows = []
     for (detector, perturbation), block in check_scores(scores).groupby(["detector", "perturbation"]):
-        for (group, kind, against), (counts, values) in _replicates(block, n_boot, seed).items():
-            for metric, drawn in values.items():
-                rows.append(
-                    {
-                        "detector": detector,
-                        "perturbation": perturbation,
-                        "group": group,
-                        "kind": kind,
-                        "against": against,
-                        "metric": metric,
-                        **vars(Estimate.of(drawn)),
-                        **counts,
-                    }
-                )
-    columns = "detector perturbation group kind seen against metric value low high n_real n_fake n_failed"
+        for (group, kind, against), (about, values) in _replicates(block, n_boot, seed).items():
+            named = {"detector": detector, "perturbation": perturbation, "group": group, "kind": kind}
+            named |= {"against": against, **about}
+            rows += [named | {"metric": m, **vars(Estimate.of(drawn))} for m, drawn in values.items()]
+    columns = (
+        "detector perturbation group kind seen against reals metric value low high n_real n_fake n_failed"
+    )
     return pd.DataFrame(rows, columns=columns.split())
 
 
@@ -238,98 +321,206 @@ def paired_difference(
 ) -> Estimate:
     """metric(a) - metric(b) on the same images and the same resampled sources.
 
-    Each table holds one detector under one perturbation; `group`, `kind` and `against` name a row of
-    `evaluate` (no kind: the generator's own, or "all"). An image that failed in one table is left out of
-    both; a generator seen by one is seen by both. ValueError: other images, no such row.
+    An image that failed in one table is left out of both; a generator seen by one is seen by both.
+
+    Args:
+        scores_a, scores_b: one detector under one perturbation each.
+        metric: one of `METRICS` and `REAL_METRICS`.
+        group, kind, against: a row of `evaluate`; without a kind the generator's own, or "all".
+    Raises:
+        DataError: other images, no such row.
     """
-    a, b = tables = [check_scores(scores_a), check_scores(scores_b)]
+    tables = [check_scores(scores_a), check_scores(scores_b)]
     for name, table in zip("ab", tables, strict=True):
         if len(found := table[["detector", "perturbation"]].drop_duplicates()) != 1:
-            raise ValueError(f"scores_{name}: expected one detector and perturbation; got {found.to_numpy()}")
+            raise DataError(f"scores_{name}: expected one detector and perturbation; got {found.to_numpy()}")
     key = ["path", "perturbation", "label", "generator", "source"]
+    a, b = tables
     if odd := set(map(tuple, a[key].to_numpy())) ^ set(map(tuple, b[key].to_numpy())):
-        raise ValueError(f"paired_difference: {len(odd)} rows are in one table only, such as {min(odd)}")
+        raise DataError(f"paired_difference: {len(odd)} rows are in one table only, such as {min(odd)}")
     shared = {"failed": a["failed"] | b["failed"], "seen": np.maximum(a["seen"], b["seen"]), "group": a.group}
-    found = []
+    drawn = []
     for table in tables:
         blocks = _replicates(table.assign(**shared), n_boot, seed)
         named = [
-            values
+            values[metric]
             for (g, k, r), (_, values) in blocks.items()
             if g == group and r == against and kind in (k, None) and metric in values
         ]
         if not named:
-            raise ValueError(
+            raise DataError(
                 f"no metric {metric!r} of group {group!r}, kind {kind!r}, against {against!r}; "
                 f"expected one of {METRICS + REAL_METRICS} of {list(blocks)}"
             )
-        found.append(named[0][metric])
-    return Estimate.of(found[0] - found[1])
+        drawn.append(named[0])
+    return Estimate.of(drawn[0] - drawn[1])
 
 
-def _replicates(block: pd.DataFrame, n_boot: int, seed: int) -> dict[tuple[str, str, str], tuple[dict, dict]]:
-    """(group, kind, against) -> (seen and counts of rows, metric -> (1 + n_boot,)) for one detector."""
-    fake, name = block["label"].to_numpy() == 1, block["generator"].to_numpy()
-    reals = sorted(set(name[~fake]), key=lambda real: (real != "real", real))
-    fakes = block[fake].groupby("group").agg(kind=("kind", "first"), seen=("seen", "max"))
-    fakes = fakes.sort_values(["seen", "kind"], ascending=[False, True], kind="stable")
-    masks = {
-        (g, f.kind, against): (fake & (block["group"] == g).to_numpy(), ~fake & (name == against))
-        for against in reals or [""]
-        for g, f in fakes.iterrows()
-    }
-    masks |= {(real, "real", ""): (fake & False, ~fake & (name == real)) for real in reals}
+@dataclass(frozen=True)
+class _Comparison:
+    """Rows of a generator's images, those of the real images that they are compared with, and what these are."""
+
+    fake: np.ndarray
+    real: np.ndarray
+    reals: str
+
+    def counts(self, block: pd.DataFrame) -> dict:
+        """What `evaluate` says about the rows."""
+        failed, seen = block["failed"].to_numpy(), block["seen"].to_numpy()[self.fake].max(initial=0)
+        n = {"n_real": self.real & ~failed, "n_fake": self.fake & ~failed}
+        n["n_failed"] = (self.fake | self.real) & failed
+        return {"seen": int(seen), "reals": self.reals, **{name: int(rows.sum()) for name, rows in n.items()}}
+
+
+_Key = tuple[str, str, str]  # group, kind, against
+_Values = dict[str, np.ndarray]  # metric -> (1 + n_boot,)
+
+
+def _replicates(block: pd.DataFrame, n_boot: int, seed: int) -> dict[_Key, tuple[dict, _Values]]:
+    """What `evaluate` says about each comparison of one detector, and its metrics."""
     scored = ~block["failed"].to_numpy()
-    source, *columns = (block.loc[scored, c].to_numpy() for c in ("source", "label", "score", "threshold"))
-    parts = {key: [] for key in masks}
-    for weights in _resamples(source, columns[0] == 0, n_boot, seed):
-        for key, masks_of_key in masks.items():
-            rows = np.any(masks_of_key, axis=0)[scored]
-            parts[key].append(compute(*(column[rows] for column in columns), weights[:, rows]))
-    out = {}
-    for key, (of_fake, of_real) in masks.items():
-        metrics = METRICS if of_fake.any() else REAL_METRICS
-        values = {m: np.concatenate([part[m] for part in parts[key]]) for m in metrics}
-        if min(len(set(source[of[scored]])) for of in (of_fake, of_real) if of.any()) < 2:
+    good = block[scored]
+    source, names = pd.factorize(good["source"], sort=True)
+    n_boot = min(n_boot, max(_FEWEST, _MEMORY // max(1, len(names))))
+    counts = _resample(source, len(names), good["label"].to_numpy() == 0, n_boot, seed)
+    comparisons, out = _comparisons(block), {}
+    drawn = _draw(good, {k: (p.real[scored], p.fake[scored]) for k, p in comparisons.items()}, source, counts)
+    for key, pair in comparisons.items():
+        values = drawn[key]
+        sides = [side for side in (pair.fake, pair.real) if side.any()]
+        if min(len(np.unique(source[side[scored]])) for side in sides) < 2:
             values = {m: np.append(drawn[:1], np.full(n_boot, np.nan)) for m, drawn in values.items()}
-        out[key] = (_counts(of_fake, of_real, block), values)
-    for against in reals or [""]:
+        wanted = METRICS if pair.fake.any() else REAL_METRICS
+        out[key] = (pair.counts(block), {m: values[m] for m in wanted})
+    return out | _over_generators(comparisons, out, block)
+
+
+def _draw(
+    good: pd.DataFrame,
+    rows: dict[_Key, tuple[np.ndarray, np.ndarray]],
+    source: np.ndarray,
+    counts: np.ndarray,
+) -> dict[_Key, _Values]:
+    """Metrics of each comparison: the mean over the folds in which a metric has a value.
+
+    Where all of a generator's images have one threshold, its real images are judged by it too: a generator may have
+    its own. What is computed of real images is shared between the generators.
+
+    Args:
+        good: rows that have a score.
+        rows: real and fake rows of each comparison, (n,) bool both.
+        source: (n,) number of each row's source.
+        counts: (1 + n_boot, sources), see `_resample`.
+    """
+    fold = pd.factorize(good["fold"])[0]
+    score, threshold = (good[c].to_numpy(float) for c in ("score", "threshold"))
+    reals: dict[tuple, _Side] = {}
+    fakes: dict[tuple[_Key, int], tuple[tuple, _Sample]] = {}
+    for key, sides in rows.items():
+        for k in np.unique(fold[sides[0] | sides[1]]).tolist() or [0]:
+            real, fake = (np.flatnonzero(side & (fold == k)) for side in sides)
+            name = (k, sides[0].tobytes())
+            if name not in reals:
+                reals[name] = _Side(0, score[real], threshold[real], source[real])
+            own = np.unique(threshold[fake])
+            side = _Side(1, score[fake], threshold[fake], source[fake])
+            fakes[key, k] = name, _Sample(reals[name], side, own[0] if len(own) == 1 else None)
+    found: dict[_Key, dict[int, list[_Values]]] = {}
+    step = max(1, _CHUNK // max(1, len(good)))
+    for i in range(0, len(counts), step):
+        drawn = {name: side.drawn(counts[i : i + step]) for name, side in reals.items()}
+        for (key, k), (name, sample) in fakes.items():
+            values = sample.metrics(drawn[name], sample.fake.drawn(counts[i : i + step]))
+            found.setdefault(key, {}).setdefault(k, []).append(values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a metric without a value in any fold
+        return {
+            key: {
+                m: np.nanmean([np.concatenate([v[m] for v in chunks]) for chunks in folds.values()], axis=0)
+                for m in (*METRICS, *REAL_METRICS)
+            }
+            for key, folds in found.items()
+        }
+
+
+def _over_generators(
+    comparisons: dict[_Key, _Comparison], single: dict[_Key, tuple[dict, _Values]], block: pd.DataFrame
+) -> dict[_Key, tuple[dict, _Values]]:
+    """Mean and worst over the generators, within each replicate."""
+    out = {}
+    for against in dict.fromkeys(key[2] for key, pair in comparisons.items() if pair.fake.any()):
         for name, seen, over, metrics in _OVER_GENERATORS:
-            keys = [key for key in masks if key[2] == against and out[key][0]["seen"] == seen]
+            keys = [key for key in comparisons if key[2] == against and single[key][0]["seen"] == seen]
+            keys = [key for key in keys if comparisons[key].fake.any()]
             for kind in dict.fromkeys(kind for key in keys for kind in ("all", key[1]) if kind):
                 members = [key for key in keys if kind in ("all", key[1])]
-                values = {m: over([out[key][1][m] for key in members], axis=0) for m in metrics}
-                of_fake, of_real = (np.any([masks[key][i] for key in members], axis=0) for i in (0, 1))
-                out[name, kind, against] = (_counts(of_fake, of_real, block), values)
+                values = {m: over([single[key][1][m] for key in members], axis=0) for m in metrics}
+                pairs = [comparisons[key] for key in members]
+                fake, real = (np.any([getattr(p, side) for p in pairs], axis=0) for side in ("fake", "real"))
+                reals = {p.reals for p in pairs}
+                words = reals.pop() if len(reals) == 1 else "each generator's own"
+                out[name, kind, against] = (_Comparison(fake, real, words).counts(block), values)
     return out
 
 
-def _counts(of_fake: np.ndarray, of_real: np.ndarray, block: pd.DataFrame) -> dict[str, int]:
-    failed, seen = block["failed"].to_numpy(), block["seen"].to_numpy()[of_fake].max(initial=0)
-    n = [int(rows.sum()) for rows in (of_real & ~failed, of_fake & ~failed, (of_fake | of_real) & failed)]
-    return {"seen": int(seen), "n_real": n[0], "n_fake": n[1], "n_failed": n[2]}
+def _comparisons(block: pd.DataFrame) -> dict[_Key, _Comparison]:
+    """Each generator with the real images, then with each control, then each set of real images alone."""
+    is_fake, name = block["label"].to_numpy() == 1, block["generator"].astype(str)
+    of_set, nothing = block["set"], np.zeros(len(block), bool)
+    sides = {"real": ~is_fake & ~name.isin(CONTROLS)} | {c: ~is_fake & (name == c) for c in CONTROLS}
+    sides = {against: real.to_numpy() for against, real in sides.items() if real.any()}
+    fakes = block[is_fake].groupby("group").agg(kind=("kind", "first"), seen=("seen", "max"))
+    fakes = fakes.sort_values(["seen", "kind"], ascending=[False, True], kind="stable")
+    found = {}
+    for against, real in (sides or {"": nothing}).items():
+        for group, kind in fakes["kind"].items():
+            fake = is_fake & (block["group"] == group).to_numpy()
+            sets = sorted(set(of_set[fake]) - {""})
+            own = real & of_set.isin(sets).to_numpy()
+            reals = " + ".join(sorted(set(name[own if own.any() else real])))
+            if own.any():
+                reals += f" of set {', '.join(sets)}"
+            found[group, kind, against] = _Comparison(fake, own if own.any() else real, reals)
+    for real_name in [r for against in sides for r in sorted(set(name[sides[against]]))]:
+        real = ~is_fake & (name == real_name).to_numpy()
+        found[real_name, "real", ""] = _Comparison(nothing, real, real_name)
+    return found
 
 
-def _resamples(source: np.ndarray, is_real: np.ndarray, n_boot: int, seed: int) -> Iterator[np.ndarray]:
-    """Weights (replicates, n) in parts: ones (the data itself), then how often each source was drawn."""
-    codes, names = pd.factorize(source, sort=True)
-    has_real = np.isin(np.arange(len(names)), codes[is_real])
-    rng, step = np.random.default_rng(seed), max(1, _CHUNK // max(1, len(source)))
-    yield np.ones((1, len(source)))
-    for start in range(0, n_boot, step):
-        counts = np.zeros((min(step, n_boot - start), len(names)))
-        for stratum in (np.flatnonzero(has_real), np.flatnonzero(~has_real)):
-            if n := len(stratum):
-                counts[:, stratum] = rng.multinomial(n, np.full(n, 1 / n), size=len(counts))
-        yield counts[:, codes]
+def _resample(source: np.ndarray, n: int, is_real: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
+    """How often each of n sources stands in the data (once) and was drawn in each replicate: (1 + n_boot, n)."""
+    has_real = np.isin(np.arange(n), source[is_real])
+    rng = np.random.default_rng(seed)
+    counts = np.ones((1 + n_boot, n), np.uint8)
+    for stratum in (np.flatnonzero(has_real), np.flatnonzero(~has_real)):
+        size = len(stratum)
+        for replicate in counts[1:] if size else ():
+            if size < _MANY:
+                replicate[stratum] = rng.multinomial(size, np.full(size, 1 / size))
+            else:
+                replicate[stratum] = np.bincount(rng.integers(size, size=size), minlength=size)
+    return counts
 
 
 def mean_by_source(values: Sequence[float], sources: Sequence[str], n_boot: int = 1000) -> Estimate:
     """A mean over images, with a 95 % interval from a bootstrap over sources."""
     gain = np.asarray(values, float)
     codes, names = pd.factorize(np.asarray(sources), sort=True)
-    counts = np.random.default_rng(0).multinomial(
-        len(names), np.full(len(names), 1 / len(names)), size=n_boot
-    )
-    weights = np.concatenate([np.ones((1, len(gain))), counts[:, codes]])
+    counts = _resample(codes, len(names), np.ones(len(gain), bool), n_boot, seed=0)
+    weights = counts[:, codes].astype(float)
     return Estimate.of(weights @ gain / weights.sum(1))
+
+
+def questions(results: pd.DataFrame) -> list[str]:
+    """What the results of `evaluate` make one ask: an AUC that is clearly under .5, by detector."""
+    auc = results[(results["metric"] == "auc") & (results["high"] < 0.5)]
+    auc = auc[~auc["group"].str.contains(" held-")]
+    found = []
+    for detector, part in auc.groupby("detector", sort=False):
+        row = part.iloc[0]
+        estimate = Estimate(*row[["value", "low", "high"]])
+        found.append(
+            f"{detector}: AUC of {row['group']} is {estimate:.2f}, clearly under .5 ({len(part)} such rows). Are "
+            "the labels swapped (0 is real, 1 is fake), or is the score P(real)?"
+        )
+    return found

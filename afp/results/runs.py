@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from huggingface_hub import hf_hub_download
 from tqdm.auto import tqdm
 
 from .. import detectors
-from ..data.images import sha256
 from ..data.splits import use_fold
-from ..detectors.base import Detector
+from ..detectors.base import IMAGES, Detector, image_roles, read_config, seal
+from ..detectors.operating_point import TARGET_FPR, OperatingPoint, choose_operating_point, fewest_for
 from ..errors import DataError
+from ..files import read_json, write_json, write_text, written_whole
+from ..models.backbones import ALIASES as CLIP_ALIASES
+from ..models.instructblip import ALIASES as VLM_ALIASES
 from ..paths import ROOT, backbone_folder, runs_dir
-from .scores import score_frame, unscored_table
+from .scores import score_frame, unscored_table, write_rows
 
-PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "scikit-learn",
-    "numpy",
-    "pandas",
-    "pillow",
-    "ncnn",
-)
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy", "pandas", "pillow")
 
 
 def fit_run(
@@ -43,11 +40,12 @@ def fit_run(
     config: dict | None = None,
     fold: int | None = None,
     without: Sequence[str] = (),
+    target_fpr: float | None = TARGET_FPR,
     progress: bool = True,
 ) -> Path:
     """Fit a detector on a manifest's train rows and leave it in a folder.
 
-    A folder that already holds the same fit (same config, same images) is returned as it is.
+    A folder that already holds the same fit (see `_identity`) is returned as it is.
 
     Args:
         name: registered detector.
@@ -56,6 +54,8 @@ def fit_run(
         config: constructor arguments that differ from the defaults.
         fold: re-assign the splits for this fold (see `afp.data.splits.use_fold`).
         without: generators left out of training and validation.
+        target_fpr: the share of validation's real images that the threshold may call fake; None for the best
+            balanced accuracy.
     Returns:
         The run folder.
     Raises:
@@ -68,45 +68,152 @@ def fit_run(
         raise DataError(f"without: no generator {sorted(unknown)[0]!r} in the manifest")
     used = frame[~frame["generator"].isin(without)]
     train, validation = (used[used["split"] == s] for s in ("train", "validation"))
-    key = _identity(detector, train, validation)
+    key = _identity(detector, train, validation, target_fpr)
     folder = Path(out) if out else runs_dir() / f"{name}-{key}"
     stamp = folder / "environment.json"
-    if stamp.is_file():
-        found = json.loads(stamp.read_text(encoding="utf-8")).get("identity")
+    if found := (read_json(stamp) or {}).get("identity"):
         if found == key:
             return folder
         raise DataError(f"{folder}: holds another run ({found}); give another folder or delete it")
     started = time.perf_counter()
-    detector.fit(train, validation, progress=progress)
+    detector.fit(train, validation, progress, target_fpr)
     seconds = round(time.perf_counter() - started, 2)
     detector.save(folder)
     table = unscored_table(detector, validation, folder.name, fold, "none")
-    table.assign(score=detector.validation_scores_).to_csv(folder / "validation.csv", index=False)
+    _write_table(table.assign(score=detector.validation_scores_), folder / "validation.csv")
+    seal(folder, ["validation.csv"])
     content = {"identity": key, "fold": fold, "without": list(without), "fit_seconds": seconds}
     content |= {"n_train": len(train), "n_validation": len(validation)} | environment()
-    stamp.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(stamp, content)
     return folder
 
 
-def _identity(detector: Detector, train: pd.DataFrame, validation: pd.DataFrame) -> str:
-    """Hash of what a fit depends on: detector, its modules, config, local weights, train and validation images."""
-    digest = hashlib.sha256(json.dumps([detector.name, detector.config()], sort_keys=True).encode())
-    own = {inspect.getfile(c) for c in type(detector).__mro__ if c.__module__.startswith(__package__)}
-    for module in sorted(own):  # edited code is another detector
-        digest.update(Path(module).read_bytes())
-    if backbone := getattr(detector, "backbone", ""):
-        # A hub's weights stay as they are, those in a folder may change.
-        for weights in sorted(backbone_folder(backbone).glob("*.safetensors")):
-            digest.update(sha256(weights).encode())
-    for part in (train, validation):
-        digest.update("".join(sorted(part["sha256"] + part["label"].astype(str))).encode() + b"|")
-    return digest.hexdigest()[:8]
+def _identity(
+    detector: Detector, train: pd.DataFrame, validation: pd.DataFrame, target_fpr: float | None
+) -> str:
+    """Hash of all that the result of a fit depends on: detector, config, code, weights, images in their order."""
+    code = _code(inspect.getfile(type(detector)))
+    parts = [detector.name, detector.config(), target_fpr, code, _weights(getattr(detector, "backbone", ""))]
+    return _hashed([*parts, _rows(train), _rows(validation)])[:8]
+
+
+def _rows(frame: pd.DataFrame) -> str:
+    """Hash of a manifest's rows: what each image is, and which one it is, by its hash or else its place."""
+    image = frame["sha256"].where(frame["sha256"] != "", frame["file"])
+    columns = [c for c in ("label", "generator", "source") if c in frame]
+    return _hashed([image.tolist(), *(frame[c].astype(str).tolist() for c in columns)])
+
+
+def _hashed(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _weights(backbone: str) -> object:
+    """What tells a backbone's weights apart: hashes of a folder's files, or the revision of a hub's."""
+    if not backbone:
+        return None
+    folder = backbone_folder(backbone)
+    if folder.is_dir():
+        files = sorted(
+            f for f in folder.rglob("*") if f.suffix in (".safetensors", ".json", ".txt", ".model")
+        )
+        return [[f.relative_to(folder).as_posix(), _file_hash(f, f.stat().st_mtime_ns)] for f in files]
+    name, _, revision = (CLIP_ALIASES | VLM_ALIASES).get(backbone, backbone).partition("@")
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision or None)).parent.name
+    except (OSError, ValueError):  # the fit will say that there are no weights
+        return None
+
+
+@cache
+def _file_hash(file: Path, changed: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@cache
+def _code(file: str) -> str:
+    """Hash of a module and of all of this package's data, models and detectors that it imports.
+
+    Comments, docstrings and the layout of lines are no part of it: they change no result.
+    """
+    package, found, todo = Path(__file__).parent.parent, {}, [Path(file)]
+    while todo:
+        module = todo.pop()
+        if module in found or not module.is_file() or package not in module.parents:
+            continue
+        tree = ast.parse(module.read_text(encoding="utf-8"))
+        todo += _imported(tree, module)
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+                and ast.get_docstring(node) is not None
+            ):
+                del node.body[0]
+        found[module] = ast.dump(tree)
+    return _hashed({module.relative_to(package).as_posix(): text for module, text in found.items()})
+
+
+def _imported(tree: ast.Module, module: Path) -> Iterable[Path]:
+    """Files of the modules that a module imports from its own package."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = module.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            yield folder.with_suffix(".py")
+            yield from (folder / f"{alias.name}.py" for alias in node.names)
 
 
 def environment() -> dict:
     """Versions and machine, as a run records them."""
-    found = {p: metadata.version(p) for p in PACKAGES}
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
     return {"python": platform.python_version(), "platform": platform.platform(), "packages": found}
+
+
+def calibrate(
+    folder: str | Path, reals: pd.DataFrame, target_fpr: float = TARGET_FPR, progress: bool = True
+) -> OperatingPoint:
+    """Move a run's threshold to one's own photographs, of which it may call only a share fake.
+
+    The photographs and their scores stay in the run, so that they are never evaluated on.
+
+    Args:
+        folder: a run, changed in place.
+        reals: real images, such as `afp.data.manifest.from_files`.
+        target_fpr: above 0, under 1.
+    Raises:
+        DataError: so few readable images that not one of them may be called fake.
+    """
+    folder = Path(folder)
+    detector = detectors.load(folder)
+    reals = reals.assign(label=0, generator="real", kind="real")
+    scored = score_frame(detector, reals, run=folder.resolve().name, progress=progress)
+    good = scored[scored["score"].notna()]
+    if len(good) < (fewest := fewest_for(target_fpr)):
+        raise DataError(
+            f"{len(good)} readable photographs ({len(scored) - len(good)} unreadable): too few for a rate of "
+            f"{target_fpr:g}; expected at least {fewest}, and better ten times as many"
+        )
+    sources = good["sha256"].where(good["sha256"] != "", good["path"])
+    point = choose_operating_point(good["label"], good["score"], sources, target_fpr, "calibration")
+    _write_table(good.assign(threshold=point.threshold, role="calibration"), folder / "calibration.csv")
+    met = getattr(detector, "images_", image_roles(reals.iloc[:0], ""))
+    met = pd.concat([met[met["role"] != "calibration"], image_roles(good, "calibration")])
+    with written_whole(folder / IMAGES) as partial:
+        met.to_csv(partial, index=False)
+    content = read_config(folder) | {"threshold": point.threshold, "operating_point": vars(point)}
+    write_json(folder / "config.json", content)
+    seal(folder, ["calibration.csv", IMAGES, "config.json"])
+    return point
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    with written_whole(path) as partial:
+        write_rows(table, partial, header=True)
 
 
 def cross_fit(
@@ -116,37 +223,38 @@ def cross_fit(
     *,
     config: dict | None = None,
     without: Sequence[str] = (),
+    target_fpr: float | None = None,
     n_folds: int = 5,
     progress: bool = True,
 ) -> Path:
     """Fit one detector a fold and score every image once, by the detector that never saw its photograph.
 
     The folder holds fold 0's detector (so that it can be used like any run), the others in ``fold-1`` …, and
-    ``scores.csv``, the cross-fitted table.
+    ``scores.csv``, the cross-fitted table. Thresholds are those of the best balanced accuracy, if not told
+    otherwise: what is measured here is compared, while `fit_run` makes what is used.
 
     Returns:
         The run folder; an existing complete one is returned as it is.
     """
     folds = [use_fold(frame, k, n_folds) for k in range(n_folds)]
-    folder = fit_run(name, folds[0], out, config=config, without=without, progress=progress)
-    key = hashlib.sha256("".join(frame["sha256"] + frame["generator"]).encode()).hexdigest()
+    options: dict[str, Any] = {
+        "config": config,
+        "without": without,
+        "target_fpr": target_fpr,
+        "progress": progress,
+    }
+    folder = fit_run(name, folds[0], out, **options)
+    key = _hashed([_rows(part) for part in folds] + [part["split"].tolist() for part in folds])
     target, stamp = folder / "scores.csv", folder / "scores.sha256"
-    if target.is_file() and stamp.is_file() and stamp.read_text().strip() == key:
+    if target.is_file() and stamp.is_file() and stamp.read_text(encoding="utf-8").strip() == key:
         return folder
     tables = []
     for k, part in enumerate(tqdm(folds, desc=f"{name} folds", disable=not progress)):
-        path = (
-            folder
-            if k == 0
-            else fit_run(name, part, folder / f"fold-{k}", config=config, without=without, progress=progress)
-        )
+        path = fit_run(name, part, folder / f"fold-{k}", **options) if k else folder
         test = part[part["split"] == "test"]
         tables.append(score_frame(detectors.load(path), test, run=folder.name, fold=k, progress=progress))
-    table = pd.concat(tables, ignore_index=True)
-    partial = target.with_suffix(".partial")
-    table.to_csv(partial, index=False)
-    partial.replace(target)
-    stamp.write_text(key + "\n")
+    _write_table(pd.concat(tables, ignore_index=True), target)
+    write_text(stamp, key + "\n")
     return folder
 
 

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-import csv
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
+import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from .. import detectors
-from ..detectors.base import Detector
+from ..detectors.base import Detector, run_key
 from ..errors import DataError, UnreadableImages
+from ..files import written_whole
 
 SCORE_COLUMNS = [
-    *("path", "sha256", "label", "generator", "kind", "split", "source", "perturbation"),
-    *("detector", "run", "fold", "seen", "threshold", "score", "error"),
+    *("path", "sha256", "label", "generator", "kind", "split", "source", "set", "role", "perturbation"),
+    *("detector", "run", "fold", "seen", "threshold", "score", "verdict", "error", "place"),
 ]
+NUMBERS = ("label", "fold", "seen", "threshold", "score")
+NEEDED = ("path", "label", "score")  # of a table that another program wrote
 CHUNK = 64  # images between two flushes of a scores table
+# Names that say the opposite of a label, whole and in any case.
+_REAL = re.compile(r"(\d_)?(reals?|nature|natural|photos?|photographs?|genuine|authentic)(-resampled)?", re.I)
+_FAKE = re.compile(r"(\d_)?(fakes?|ai|generated|synthetic)", re.I)
 
 
 def score_frame(
@@ -26,37 +40,62 @@ def score_frame(
     run: str = "",
     fold: int | None = None,
     perturbation: str = "none",
+    thresholds: dict[str, float] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """The scores table of a frame: one row an image, an unreadable one with its ``error`` and no score.
 
     Args:
+        detector: fitted.
         frame: a manifest, or `afp.data.manifest.from_files`; columns that it lacks stay empty.
+        run, fold, perturbation: what the table says about all rows.
+        thresholds: instead of the detector's: generator -> threshold; under "" for all others.
     Returns:
-        DataFrame with `SCORE_COLUMNS`, in the frame's order.
+        DataFrame with `SCORE_COLUMNS`, in the frame's order. ``role`` is ``train``, ``validation`` or ``calibration``
+        for an image that the detector has met, or whose photograph it has met; ``place`` tells files of one name
+        apart.
     """
-    table = unscored_table(detector, frame, run, fold, perturbation)
-    scores, errors = _score_readable(detector, frame.reset_index(drop=True), perturbation, progress)
-    table["score"] = scores
-    for i, message in errors.items():
-        table.loc[i, "error"] = message
-    return table
+    table = unscored_table(detector, frame, run, fold, perturbation, thresholds)
+    return _fill(table, detector, frame.reset_index(drop=True), progress)
 
 
 def unscored_table(
-    detector: Detector, frame: pd.DataFrame, run: str, fold: int | None, perturbation: str
+    detector: Detector,
+    frame: pd.DataFrame,
+    run: str,
+    fold: int | None,
+    perturbation: str,
+    thresholds: dict[str, float] | None = None,
 ) -> pd.DataFrame:
+    """A scores table of the frame without scores."""
     table = frame.reindex(columns=[c for c in SCORE_COLUMNS if c in frame.columns]).reset_index(drop=True)
-    table = table.assign(perturbation=perturbation, detector=detector.name, run=run, fold=fold)
-    seen = table["generator"].isin(detector.generators_).astype(int) if "generator" in table else None
-    table = table.assign(seen=seen, threshold=detector.threshold_, error="")
+    table = table.assign(perturbation=perturbation, detector=detector.name, run=run, fold=fold, error="")
+    table["role"] = _roles(detector, table)
+    table["place"] = [hashlib.sha256(os.fsencode(Path(f).absolute())).hexdigest()[:12] for f in frame["file"]]
+    own = thresholds or {}
+    table["threshold"] = own.get("", detector.threshold_)
+    if "generator" in table:
+        table["seen"] = table["generator"].isin(detector.generators_).astype(int)
+        table["threshold"] = table["generator"].map(own).fillna(table["threshold"])
     return table.reindex(columns=SCORE_COLUMNS)
 
 
-def _score_readable(
-    detector: Detector, frame: pd.DataFrame, perturbation: str, progress: bool
-) -> tuple[pd.Series, dict[int, str]]:
-    scores = pd.Series(float("nan"), index=frame.index)
+def _roles(detector: Detector, table: pd.DataFrame) -> pd.Series:
+    """What each row's image was for the detector; known by its hash, or by the photograph that it derives from."""
+    roles = pd.Series("", index=table.index, dtype=object)
+    known = getattr(detector, "images_", None)
+    if known is None:
+        return roles
+    for role in ("calibration", "validation", "train"):  # the last of several stays
+        part = known[known["role"] == role]
+        for column in {"source", "sha256"} & set(table):
+            roles[table[column].isin(set(part[column]) - {""})] = role
+    return roles
+
+
+def _fill(table: pd.DataFrame, detector: Detector, frame: pd.DataFrame, progress: bool) -> pd.DataFrame:
+    """The table with scores, verdicts and errors; both have the same index."""
+    perturbation = table["perturbation"].iloc[0] if len(table) else "none"
     errors: dict[int, str] = {}
     good = frame
     try:
@@ -65,8 +104,15 @@ def _score_readable(
         errors = {i: error.errors[f] for i, f in frame["file"].items() if f in error.errors}
         good = frame.drop(index=list(errors))
         values = detector.score(good, perturbation, progress)
-    scores[good.index] = values
-    return scores, errors
+    filled = table.assign(score=pd.Series(values, good.index, dtype=float))
+    filled["error"] = filled["error"].mask(filled.index.isin(list(errors)), filled.index.map(errors))
+    return filled.assign(verdict=verdicts(filled))
+
+
+def verdicts(table: pd.DataFrame) -> np.ndarray:
+    """``fake`` from the row's threshold on, else ``nothing found``: a detector knows its own generators alone."""
+    called = np.where(table["score"] >= table["threshold"], "fake", "nothing found")
+    return np.where(table["score"].notna(), called, "")
 
 
 def score_to_csv(
@@ -75,80 +121,173 @@ def score_to_csv(
     out: str | Path,
     *,
     perturbation: str = "none",
+    thresholds: dict[str, float] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Score a frame with a run, row by row into a CSV that survives an interruption.
 
-    Rows already in ``out`` (same path, hash and perturbation) are kept and not computed again, as are those of
-    other images; a half-written last row is dropped. The finished file is the same as that of one uninterrupted run.
+    A score in ``out`` is not computed again where place, hash, perturbation and run are the same; everything else in
+    its row is written anew, and an error is tried again. Rows of other images are kept, those of an image that has
+    changed since replaced; a half-written last row is dropped. The finished file is the same as that of one
+    uninterrupted run. Until then ``<out>.unfinished`` lies beside it.
 
+    Args:
+        folder: a run.
+        frame, perturbation, thresholds: see `score_frame`.
+        out: the table.
+    Returns:
+        The frame's rows of the table.
     Raises:
-        DataError: ``out`` holds another run's scores, or is no scores table.
+        DataError: ``out`` holds another run's scores, is no scores table, or is being written by another process.
     """
     detector, out = detectors.load(folder), Path(out)
-    run = Path(folder).resolve().name
-    done = _completed(out, detector.name, run)
-    key = list(zip(frame["path"], frame["sha256"], strict=True))
-    todo = frame[[(p, h, perturbation) not in done for p, h in key]]
+    run = f"{Path(folder).resolve().name}@{run_key(folder)}"
+    frame = frame.reset_index(drop=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    kept = [done[(p, h, perturbation)] for p, h in key if (p, h, perturbation) in done]
-    wanted = {(p, perturbation) for p, _ in key}
-    # Scores of other images stay; those of an image that has changed since are replaced.
-    others = [row for k, row in done.items() if (k[0], k[2]) not in wanted]
-    with partial.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows([SCORE_COLUMNS, *others, *kept])
-    partial.replace(out)
-    with out.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        with tqdm(
-            total=len(frame), initial=len(frame) - len(todo), unit="image", disable=not progress
-        ) as bar:
+    with _only_writer(out):
+        earlier = _earlier(out, run)
+        table = unscored_table(detector, frame, run, None, perturbation, thresholds)
+        of_this = earlier[earlier["perturbation"] == perturbation]
+        known = of_this[(of_this["score"] != "") & (of_this["sha256"] != "")].set_index(["place", "sha256"])
+        known = known[~known.index.duplicated()]
+        table["score"] = (
+            known["score"].reindex(pd.MultiIndex.from_frame(table[["place", "sha256"]])).to_numpy(float)
+        )
+        table["verdict"] = verdicts(table)
+        others = earlier.drop(index=of_this.index[of_this["place"].isin(table["place"])])
+        done = table["score"].notna()
+        with written_whole(out) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+            others.to_csv(stream, index=False, lineterminator="\r\n")
+            write_rows(table[done], stream)
+        todo = table.index[~done]
+        bar = tqdm(total=len(table), initial=int(done.sum()), unit="image", disable=not progress)
+        with bar, out.open("a", newline="", encoding="utf-8") as stream:
             for start in range(0, len(todo), CHUNK):
-                chunk = todo.iloc[start : start + CHUNK]
-                rows = score_frame(detector, chunk, run=run, perturbation=perturbation, progress=False)
-                writer.writerows(rows.astype(object).where(rows.notna(), "").to_numpy().tolist())
+                chunk = todo[start : start + CHUNK]
+                write_rows(_fill(table.loc[chunk], detector, frame.loc[chunk], False), stream)
                 stream.flush()
                 bar.update(len(chunk))
-    table = read_scores(out)
-    asked = (table["perturbation"] == perturbation) & table["path"].isin(frame["path"])
-    return table[asked].reset_index(drop=True)
+        if len(todo) and todo[0] < done.sum():  # some were tried again: back to the frame's order
+            rows = pd.read_csv(out, dtype=str, keep_default_na=False)
+            order = np.argsort([*range(-len(others), 0), *table.index[done], *todo])
+            with written_whole(out) as partial:
+                rows.iloc[order].to_csv(partial, index=False, lineterminator="\r\n")
+    scored = read_scores(out)
+    asked = (scored["perturbation"] == perturbation) & scored["place"].isin(table["place"])
+    return scored[asked].reset_index(drop=True)
 
 
-def _completed(out: Path, detector: str, run: str) -> dict[tuple[str, str, str], list[str]]:
-    """(path, sha256, perturbation) -> complete row of an interrupted scores table; empty if there is none."""
-    if not out.exists():
-        return {}
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Lets one process at a time write a table, by a file beside it that stays where the work was not finished."""
+    mark = out.with_name(out.name + ".unfinished")
     try:
-        with out.open(newline="", encoding="utf-8") as stream:
-            header, *rows = list(csv.reader(stream)) or [SCORE_COLUMNS]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{out}: not a scores table ({error}); give another --out") from error
-    if header != SCORE_COLUMNS[: len(header)] or (rows and header != SCORE_COLUMNS):
-        raise DataError(f"{out}: not a scores table (its columns: {header[:4]}…); give another --out")
-    at = SCORE_COLUMNS.index
-    content = out.read_bytes()
+        with FileLock(mark, timeout=0):
+            yield
+            mark.unlink()
+    except Timeout:
+        raise DataError(f"{out}: another process is writing it; wait, or give another --out") from None
+
+
+def _earlier(out: Path, run: str) -> pd.DataFrame:
+    """The complete rows of an interrupted scores table as they were written; none if there is no table."""
+    content = out.read_bytes() if out.exists() else b""
+    end = len(content)
     # A line end within open quotes belongs to a file's name, and not to the end of a row.
-    complete_end = content.endswith(b"\n") and content.count(b'"') % 2 == 0
-    rows = rows if complete_end else rows[:-1]
-    rows = [r for r in rows if len(r) == len(SCORE_COLUMNS)]
-    for row in rows:
-        if (row[at("detector")], row[at("run")]) != (detector, run):
-            raise DataError(f"{out}: holds scores of run {row[at('run')]}, not of {run}; give another --out")
-    return {(r[at("path")], r[at("sha256")], r[at("perturbation")]): r for r in rows}
+    while end and not (content[end - 1 : end] == b"\n" and content.count(b'"', 0, end) % 2 == 0):
+        end = content.rfind(b"\n", 0, end - 1) + 1
+    if (
+        (",".join(SCORE_COLUMNS) + "\r\n").encode().startswith(content)
+    ):  # nothing, or cut within the first line
+        return pd.DataFrame(columns=SCORE_COLUMNS, dtype=str)
+    try:
+        table = pd.read_csv(io.BytesIO(content[:end]), dtype=str, keep_default_na=False)
+    except ValueError as error:
+        raise DataError(f"{out}: not a scores table ({error}); give another --out") from error
+    if list(table.columns) != SCORE_COLUMNS:
+        columns = ", ".join(map(str, table.columns[:4]))
+        raise DataError(
+            f"{out}: not a scores table of this version (columns {columns} …); give another --out"
+        )
+    for other in table["run"][table["run"].str.rpartition("@")[2] != run.rpartition("@")[2]].head(1):
+        raise DataError(f"{out}: holds scores of run {other}, not of {run}; give another --out")
+    return table
+
+
+def write_rows(table: pd.DataFrame, stream: TextIO | Path, header: bool = False) -> None:
+    """Rows as CSV. A cell that a spreadsheet would compute (= + - @) begins with a quote, and is read as text."""
+    text = {c: _guarded(table[c]) for c in table.select_dtypes(["object", "str"]).columns if c not in NUMBERS}
+    table.assign(**text).to_csv(stream, index=False, header=header, lineterminator="\r\n")
+
+
+def _guarded(column: pd.Series) -> pd.Series:
+    return column.astype("str").str.replace(r"^('*[=+\-@\t\r])", r"'\1", regex=True)
 
 
 def read_scores(path: str | Path) -> pd.DataFrame:
-    """A scores table from CSV. Raises DataError naming the file if it cannot be read as one."""
-    text = {c: str for c in SCORE_COLUMNS if c not in ("label", "fold", "seen", "threshold", "score")}
+    """A scores table from CSV, of this workbook or of another detector.
+
+    Of another detector's, `NEEDED` suffices: without a generator all fakes are one, the detector is named after the
+    file, and there is no threshold. Columns beyond `SCORE_COLUMNS` are kept.
+
+    Raises:
+        DataError: names the file if it cannot be read as a scores table, or is not finished.
+    """
+    path = Path(path)
+    if path.with_name(path.name + ".unfinished").exists():
+        raise DataError(
+            f"{path}: unfinished; the same `afp score` goes on with it (or evaluate a copy of it)"
+        )
     try:
         # "NA" and "null" are names of files and generators here; only a number can be missing.
-        empty = {c: [""] for c in SCORE_COLUMNS if c not in text}
-        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
+        table = pd.read_csv(
+            path,
+            dtype={c: str for c in SCORE_COLUMNS if c not in NUMBERS},
+            keep_default_na=False,
+            na_values={c: ["", "nan", "NaN"] for c in NUMBERS},
+        )
     except FileNotFoundError:
         raise DataError(f"{path}: no such scores table; make one with `afp score`") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable scores table ({error})") from error
-    if missing := [c for c in SCORE_COLUMNS if c not in table.columns]:
-        raise DataError(f"{path}: columns missing: {', '.join(missing)}")
-    return table.fillna({c: "" for c in text})
+    if missing := [c for c in NEEDED if c not in table.columns]:
+        raise DataError(
+            f"{path}: columns missing: {', '.join(missing)}; expected at least {', '.join(NEEDED)}"
+        )
+    label = pd.to_numeric(table["label"], errors="coerce")
+    named = {
+        "generator": label.map({0: "real", 1: "fake"}),
+        "kind": label.map({0: "real"}),
+        "perturbation": "none",
+    }
+    named |= {"detector": path.name.split(".")[0], "run": path.name.split(".")[0]}
+    for column in SCORE_COLUMNS:
+        if column not in table:
+            table[column] = named.get(column, np.nan if column in NUMBERS else "")
+    text = [c for c in SCORE_COLUMNS if c not in NUMBERS]
+    for column in text:
+        table[column] = table[column].fillna("").str.replace(r"^'('*[=+\-@\t\r])", r"\1", regex=True)
+    return table[[*SCORE_COLUMNS, *(c for c in table.columns if c not in SCORE_COLUMNS)]]
+
+
+def held_out_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a scores table that may be evaluated.
+
+    Where a run met some of the table's images, its roles decide: every other row is held out, whatever a manifest's
+    split says. Where it met none, or kept no list, the split does: ``test``, or none at all.
+    """
+    met = table["role"] != ""
+    knows = met.groupby(table["run"]).transform("any")
+    return table[np.where(knows, ~met, table["split"].isin(["test", ""]))]
+
+
+def doubtful_names(frame: pd.DataFrame) -> list[str]:
+    """Generators whose name says the opposite of their label, a question each; of a manifest or a scores table."""
+    found = []
+    for (label, name), part in frame.groupby(["label", "generator"]):
+        if (_FAKE if label == 0 else _REAL).fullmatch(str(name)):
+            word = "real" if label == 0 else "fake"
+            found.append(
+                f"{len(part)} images of generator {name!r} are labelled {word} ({label:g}): is that right?"
+            )
+    return found

@@ -20,12 +20,12 @@ def held_out_table(results: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     Args:
         results: `afp.results.metrics.evaluate` of one detector under one perturbation.
     Returns:
-        Text columns: generator, kind, in training, images (real + fake), AUC against real photographs and (where
-        there are any) against resampled ones, then AP and accuracies against real photographs. The last row is
-        the false-positive rate of each set of real images.
+        Text columns: generator, kind, in training, images (real + fake), AUC against the real images (its title
+        names them) and (where there are any) against resampled ones, then AP and accuracies against the real images. The
+        last rows are the false-positive rate of each set of real images.
     """
     fakes = results[results["kind"] != "real"]
-    against = [a for a in ("real", "real-resampled", "") if (fakes["against"] == a).any()]
+    against = list(fakes["against"].unique())
     rows = []
     order = fakes[["group", "kind"]].drop_duplicates()
     members = fakes[~fakes["group"].str.contains(" held-")].groupby("kind")["group"].nunique()
@@ -38,8 +38,11 @@ def held_out_table(results: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
         row = {"generator": group, "kind": kind, "in training": "yes" if first["seen"] else "no"}
         row["images"] = f"{first['n_real']} + {first['n_fake']}"
         for name in against:
-            title = f"AUC vs {name}" if name else "AUC"
-            row[title] = _cell(part, name, "auc", digits)
+            reals = fakes.loc[
+                (fakes["against"] == name) & ~fakes["group"].str.contains(" held-"), "reals"
+            ].unique()
+            whose = reals[0] if len(reals) == 1 else "real images of its own set"
+            row[f"AUC vs {whose}" if name else "AUC"] = _cell(part, name, "auc", digits)
         row |= {COLUMNS[m]: _cell(part, against[0] if against else "", m, digits) for m in list(COLUMNS)[1:]}
         rows.append(row)
     for group, part in results[results["kind"] == "real"].groupby("group", sort=False):
@@ -120,6 +123,8 @@ def comparison_table(results: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
         if "real-resampled" in set(auc["against"]):
             columns[f"{kind}, mean, vs resampled"] = ("mean held-out", kind, "real-resampled")
     columns |= {kind: ("mean held-out", kind, "real") for kind in kinds[1:]}
+    if not kinds:
+        columns["held-out"] = ("mean held-out", "all", "real")
     rows = []
     for detector, part in results[results["metric"] == "auc"].groupby("detector", sort=False):
         row = {"detector": detector}

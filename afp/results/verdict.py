@@ -13,21 +13,24 @@ from PIL import Image
 
 from ..data.images import open_image
 from ..data.preprocess import Normalisation
-from ..detectors.base import read_config
+from ..detectors.base import check_seal, read_config
+from ..detectors.operating_point import threshold_at_fpr
 from .metrics import compute
-from .scores import read_scores
+from .scores import SCORE_COLUMNS, read_scores
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a score stands among the scores that a run gave to its validation images.
+    """Where a score stands among those that a run gave to the images that it was validated or calibrated on.
 
     Args:
         detector: name.
         generators: trained on.
-        threshold: chosen on validation.
+        threshold: of the run.
         normalisation: what every image went through.
-        real, fake: P(fake) of the real and of the fake validation images; both empty where the run kept none.
+        real: P(fake) of the real validation images, or of the photographs that the run was calibrated on.
+        fake: P(fake) of the fake validation images, by generator.
+        origin: of ``real``, ``validation`` or ``calibration``.
     """
 
     detector: str
@@ -35,49 +38,71 @@ class Standing:
     threshold: float
     normalisation: Normalisation
     real: np.ndarray
-    fake: np.ndarray
+    fake: dict[str, np.ndarray]
+    origin: str = "validation"
 
     @classmethod
     def of(cls, folder: str | Path) -> Standing:
-        """Of a run folder. Raises DataError if it holds no run."""
-        config, table = read_config(folder), Path(folder) / "validation.csv"
-        scores = read_scores(table) if table.is_file() else pd.DataFrame({"label": [], "score": []})
-        real, fake = (scores.loc[scores["label"] == k, "score"].to_numpy(float) for k in (0, 1))
-        normalisation = Normalisation(**config["config"]["normalisation"])
-        return cls(config["detector"], config["generators"], config["threshold"], normalisation, real, fake)
-
-    def verdict(self, score: float) -> str:
-        return "FAKE" if score >= self.threshold else "real"
-
-    def among(self, score: float) -> str:
-        """One score: how many validation images of either class lie beyond it."""
-        if not len(self.real):
-            return "this run kept no validation scores to compare with; fit it again"
-        above, below = int((self.real >= score).sum()), int((self.fake <= score).sum())
-        return (
-            f"in validation {above} of {len(self.real)} real images scored this high or higher, "
-            f"{below} of {len(self.fake)} fakes this low or lower"
+        """Of a run folder. Raises ModelError if it holds no run."""
+        folder = Path(folder)
+        content = read_config(folder)
+        check_seal(folder)
+        fields = content["config"].get("normalisation") or {}
+        tables = {
+            n: read_scores(f) for n in ("validation", "calibration") if (f := folder / f"{n}.csv").is_file()
+        }
+        scores = tables.get("validation", pd.DataFrame(columns=SCORE_COLUMNS))
+        origin = "calibration" if "calibration" in tables else "validation"
+        reals = tables.get(origin, scores)
+        fakes = scores[scores["label"] == 1].groupby("generator")["score"]
+        return cls(
+            *(content["detector"], content["generators"], content["threshold"], Normalisation(**fields)),
+            real=reals.loc[reals["label"] == 0, "score"].to_numpy(float),
+            fake={str(name): part.to_numpy(float) for name, part in fakes},
+            origin=origin,
         )
 
-    def about(self) -> list[str]:
-        """The run: what it was trained on, what its threshold and its probabilities are worth."""
+    def threshold_at(self, target_fpr: float) -> float:
+        """The threshold at which at most this share of ``real`` is called fake. Raises AfpError without any."""
+        return threshold_at_fpr(self.real, target_fpr)
+
+    def among(self, score: float) -> str:
+        """One score: how many known images of either class lie beyond it."""
+        if not len(self.real):
+            return "this run kept no validation scores to compare with; fit it again"
+        fakes = np.concatenate([*self.fake.values(), []])
+        return (
+            f"in {self.origin} {(self.real >= score).sum()} of {len(self.real)} real images scored this high or "
+            f"higher, in validation {(fakes <= score).sum()} of {len(fakes)} fakes this low or lower"
+        )
+
+    def about(self, threshold: float | None = None) -> list[str]:
+        """The run: what it was trained on, what its threshold and its probabilities are worth.
+
+        Args:
+            threshold: where it is another than the run's.
+        """
+        threshold = self.threshold if threshold is None else threshold
         seen = ", ".join(self.generators) or "generators that it does not name"
         lines = [
             f"{self.detector} was fitted on real images and fakes by {seen} alone. Fakes by any other generator "
-            'were held out: expect more of them to be called real. "real" means "nothing found".'
+            'were held out: expect to miss more of them. "nothing found" does not mean that an image is real.'
         ]
         if not len(self.real):
-            return [*lines, f"Threshold {self.threshold:.3f}; the run kept no validation scores."]
-        alarms, missed = int((self.real >= self.threshold).sum()), int((self.fake < self.threshold).sum())
-        labels = np.repeat([0, 1], [len(self.real), len(self.fake)])
-        error = compute(labels, np.concatenate([self.real, self.fake]))["ece"]
+            return [*lines, f"Threshold {threshold:.3f}; the run kept no validation scores."]
+        found = [f"{(p >= threshold).sum()} of {len(p)} by {name}" for name, p in self.fake.items()]
+        lines.append(
+            f'"Nothing found" means something for these alone: at the threshold {threshold:.3f} it finds '
+            f"{', '.join(found) or 'no'} fakes of validation, and calls {(self.real >= threshold).sum()} of "
+            f"{len(self.real)} real images fake ({self.origin})."
+        )
+        scores = np.concatenate([self.real, *self.fake.values()])
+        labels = np.repeat([0, 1], [len(self.real), len(scores) - len(self.real)])
         return [
             *lines,
-            f"Threshold {self.threshold:.3f}, chosen on validation, where it calls {alarms} of {len(self.real)} "
-            f"real images fake and misses {missed} of {len(self.fake)} fakes.",
             f"Calibration: on those {len(labels)} images, {labels.mean():.0%} of them fake, P(fake) is off by "
-            f"{error:.2f} on average (ECE). For other kinds of images or another share of fakes it is a rank, "
-            "not a frequency.",
+            f"{compute(labels, scores)['ece']:.2f} on average (ECE). For other kinds of images or another share of "
+            "fakes it is a rank, not a frequency.",
         ]
 
 
@@ -126,7 +151,7 @@ def cautions(file: str | Path, normalisation: Normalisation | None = None) -> li
         )
     with Image.open(file) as image:
         kind, size, exif = image.format, image.size, "exif" in image.info
-        tables = getattr(image, "quantization", None)
+        tables: dict[int, list[int]] | None = getattr(image, "quantization", None)
     if tables and (quality := jpeg_quality(tables[min(tables)])) < POOR_JPEG:
         found.append(f"heavily compressed: JPEG quality about {quality}; traces of generators fade with it")
     if flat_share(pixels) > FLAT:
@@ -149,7 +174,7 @@ def _table_sum(quality: int) -> int:
     buffer = io.BytesIO()
     Image.new("L", (8, 8)).save(buffer, "jpeg", quality=quality)
     with Image.open(buffer, formats=["JPEG"]) as image:
-        return sum(image.quantization[0])
+        return sum(getattr(image, "quantization", {})[0])
 
 
 def flat_share(image: Image.Image) -> float:

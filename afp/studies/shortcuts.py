@@ -35,7 +35,7 @@ def shortcut_aucs(frame: pd.DataFrame, n_boot: int = 1000) -> pd.DataFrame:
             continue
         scores = pd.Series(np.nan, index=frame.index)
         for k in range(n_folds):
-            part = use_fold(frame.assign(split="train"), k, n_folds)
+            part = use_fold(frame.assign(split="train").drop(columns="fold", errors="ignore"), k, n_folds)
             sets = [part[part["split"] == s] for s in ("train", "validation", "test")]
             if any(s["label"].nunique() < 2 for s in sets[:2]):
                 continue
@@ -75,7 +75,7 @@ def audit(frame: pd.DataFrame, progress: bool = True) -> tuple[list[Finding], pd
     described = describe_files(frame, progress)
     errors = [e for e in described["error"] if e]
     detail = f"{len(errors)} of {len(frame)}, such as {errors[0]}" if errors else f"all {len(frame)} decode"
-    findings = [Finding("files", not errors, detail), *find_leaks(frame)]
+    findings = [Finding("files", not errors, detail), *find_leaks(described, progress)]
     readable = frame.reset_index(drop=True)[(described["error"] == "").to_numpy()]
     if readable["label"].nunique() < 2:
         return (

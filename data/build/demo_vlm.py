@@ -32,7 +32,7 @@ from transformers import (
 
 from afp.data.images import sha256
 from afp.models.backbones import load_backbone
-from afp.models.instructblip import DEMO, STATISTICS, GivenTokens, Vlm
+from afp.models.instructblip import DEMO, TOKEN_STATISTICS, GivenTokens, Vlm
 from afp.models.training import Recipe, train
 from afp.paths import DEMO_VLM, cache_dir
 
@@ -207,7 +207,7 @@ def read_pictures(originals: Path, photos: pd.DataFrame, n: int) -> tuple[torch.
 def save(vlm: Vlm, folder: Path) -> None:
     """Weights in float16 as transformers writes them, the statistics of the tokens, and both tokenizers."""
     vision, statistics = InstructBlipForConditionalGeneration(config()).vision_model, vlm.model.vision_model
-    save_file({"mean": statistics.mean, "std": statistics.std}, folder / STATISTICS)
+    save_file({"mean": statistics.mean, "std": statistics.std}, folder / TOKEN_STATISTICS)
     vlm.model.vision_model = vision
     vlm.model.half().save_pretrained(folder)
     vlm.tokenizer.save_pretrained(folder)

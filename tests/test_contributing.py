@@ -1,0 +1,47 @@
+"""The worked examples of CONTRIBUTING.md run as they stand."""
+
+from __future__ import annotations
+
+import re
+
+import nbformat
+import numpy as np
+import pytest
+
+from afp.detectors.base import Detector
+from afp.paths import ROOT
+
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def example(name: str) -> str:
+    code = re.search(rf"<!-- test: {name} -->\n```python\n(.*?)```", TEXT, re.S)[1]
+    assert len(code.splitlines()) <= 40
+    return code
+
+
+def test_the_detector_fits_scores_and_comes_back_from_its_folder(small_frame, tmp_path):
+    names = {}
+    exec(compile(example("detector"), "brightness.py", "exec", dont_inherit=True), names)
+    detector: Detector = names["Brightness"]()
+    train, validation, test = (
+        small_frame[small_frame["split"] == s] for s in ("train", "validation", "test")
+    )
+    scores = detector.fit(train, validation, progress=False).score(test)
+    detector.save(tmp_path)
+    assert np.array_equal(type(detector).load(tmp_path).score(test), scores)
+    assert detector.n_trainable == 4
+
+
+def test_the_notebook_runs_with_a_parameter(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example("notebook"), "notebook.py", "exec", dont_inherit=True), {})
+    executed = nbformat.read(tmp_path / "out" / "50_how_many.ipynb", as_version=4)
+    assert executed.cells[-1].outputs[0]["text"].strip() == "8"
+
+
+@pytest.mark.parametrize(
+    "room", sorted(p.name for p in (ROOT / "afp").iterdir() if (p / "__init__.py").is_file())
+)
+def test_every_room_is_in_the_picture(room):
+    assert f"`afp/{room}/`" in TEXT
