@@ -18,8 +18,8 @@ from sklearn.metrics import average_precision_score
 from ..errors import DataError
 from ..files import read_json
 from ..paths import ROOT
-from .metrics import check_scores
-from .scores import read_scores
+from .metrics import CONTROLS, check_scores
+from .scores import held_out_rows, read_scores
 
 FOLDER = ROOT / "data" / "published"
 PAPER_BACKBONES = ("clipvitl14", "clipvitlargepatch14", "instructblipvicuna7b")
@@ -306,12 +306,12 @@ def beside(published: pd.DataFrame, own: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def _measure(scores: Path, config: dict[str, Any], name: str) -> pd.DataFrame:
-    table, rows = check_scores(read_scores(scores)), []
-    table = table[~table["failed"] & ~table["split"].isin(["train", "validation"])]
+    table, rows = check_scores(held_out_rows(read_scores(scores))), []
+    table = table[~table["failed"]]
     if table.empty:
         raise DataError(f"{scores}: no scored test image")
     for perturbation, block in table.groupby("perturbation"):
-        real = block[(block["label"] == 0) & (block["generator"] != "real-resampled")]
+        real = block[(block["label"] == 0) & (~block["generator"].isin(CONTROLS))]
         for (label, group), part in block.groupby(["label", "group"]):
             row = {"label": label, "kind": part["kind"].iloc[0], "test_set": group}
             row |= {"perturbation": perturbation, "seen_in_training": int(part["seen"].max()) if label else 0}
