@@ -293,7 +293,7 @@ def _run(run: Path | None) -> Path:
     return run
 
 
-def _frame(paths: list[Path]) -> tuple[pd.DataFrame, int]:
+def _frame(paths: list[Path]) -> tuple[pd.DataFrame, dict[str, str]]:
     from ..data.images import list_images
     from ..data.manifest import from_files, read_manifest
 
