@@ -498,7 +498,12 @@ def test_a_folder_of_broken_files_gives_a_row_each(run, tmp_path, monkeypatch):
     table = score_to_csv(run, from_files(files), tmp_path / "s.csv", progress=False)
     assert (len(table), list(skipped.values())) == (expected, [".txt"])
     good = table[table["error"] == ""]
-    assert sorted(Path(p).name for p in good["path"]) == ["good.JPG", "good.png", "inside.png"]
+    assert sorted(Path(p).name for p in good["path"]) == [
+        "disguised.jpg",
+        "good.JPG",
+        "good.png",
+        "inside.png",
+    ]
     assert good["score"].between(0, 1).all()
     bad = table[table["error"] != ""]
     assert bad["score"].isna().all()

@@ -78,10 +78,11 @@ def calibrate(
     target_fpr: Annotated[float, typer.Option(help="Share of them that may be called fake.")] = 0.05,
 ) -> None:
     """Move a run's threshold to your own photographs. Scores stay as they are; `afp score` uses it from then on."""
+    from ..data.images import count_reasons
     from ..results import runs
 
     frame, skipped = _frame(reals)
-    typer.echo(f"{runs.calibrate(run, frame, target_fpr)}\n{skipped} files skipped\nrun: {run}")
+    typer.echo(f"{runs.calibrate(run, frame, target_fpr)}\n{count_reasons(skipped)}\nrun: {run}")
 
 
 def score(
@@ -283,7 +284,7 @@ def _run(run: Path | None) -> Path:
     return run
 
 
-def _frame(paths: list[Path]) -> tuple[pd.DataFrame, int]:
+def _frame(paths: list[Path]) -> tuple[pd.DataFrame, dict[str, str]]:
     from ..data.images import list_images
     from ..data.manifest import from_files, read_manifest
 
