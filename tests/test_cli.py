@@ -89,11 +89,11 @@ def test_every_command_has_help(afp, command):
         ),
         (
             ["fit", "-d", "clip-prompt", "--manifest", "MANIFEST", "--set", "lr=abc"],
-            "lr is 'abc', expected a number",
+            "lr is 'abc', expected float",
         ),
         (
             ["fit", "-d", "clip-prompt", "--manifest", "MANIFEST", "--set", "epochs=2.5"],
-            "expected a whole number",
+            "epochs is 2.5, expected int",
         ),
         (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--target-fpr", "2"], "target FPR: 2"),
         (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--target-fpr", ".1", "--balanced"], "either"),
@@ -243,7 +243,7 @@ def test_calibration_moves_a_run_to_own_photographs(afp, small_manifest, run_fol
     few = afp("calibrate", "run", "--reals", "mine", "--target-fpr", ".01")
     assert few.code == 2 and "24 photographs" in few.err and "at least 100" in few.err
     done = afp("calibrate", "run", "--reals", "mine", "--target-fpr", ".1")
-    assert done.code == 0 and "of 24 real images of calibration" in done.out and "1 files skipped" in done.out
+    assert done.code == 0 and "of 24 real images of calibration" in done.out and "1 skipped" in done.out
     content = json.loads(Path("run/config.json").read_text())
     old = json.loads((run_folder / "config.json").read_text())["threshold"]
     assert (

@@ -82,10 +82,13 @@ def calibrate(
     target_fpr: Annotated[float, typer.Option(help="Share of them that may be called fake.")] = 0.05,
 ) -> None:
     """Move a run's threshold to your own photographs. Scores stay as they are; `afp score` uses it from then on."""
+    from ..data.images import count_reasons
     from ..results import runs
 
     frame, skipped = _frame(reals)
-    echo(f"{runs.calibrate(run, frame, target_fpr)}\n{skipped} files skipped\nrun: {run}")
+    echo(f"{runs.calibrate(run, frame, target_fpr)}
+{count_reasons(skipped)}
+run: {run}")
 
 
 def score(

@@ -36,7 +36,7 @@ class OperatingPoint:
 
     def __str__(self) -> str:
         return (
-            f"threshold {self.threshold:.3f} by {self.rule}; of {self.n_real} real images of {self.origin} it calls "
+            f"threshold {self.threshold:.4g} by {self.rule}; of {self.n_real} real images of {self.origin} it calls "
             f"{self.rate:.3f} [{self.low:.3f}, {self.high:.3f}] fake"
         )
 
