@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from afp import detectors
 from afp.errors import DataError
 from afp.figures import papers
-from afp.results import published
+from afp.figures.style import method_styles
+from afp.results import claims, published
 from afp.results.metrics import evaluate
 from afp.results.scores import SCORE_COLUMNS
 
@@ -46,7 +48,7 @@ def rows() -> pd.DataFrame:
 def run_folder(tmp_path):
     """A folder with one run: two sets that bear a paper's name, one that does not, twice as many reals."""
 
-    def make(name="linear-probe-0a1b2c3d", backbone="demo-clip", sets=("SD2", "sd-xl", "mine")):
+    def make(name="linear-probe-0a1b2c3d", backbone="demo-clip", sets=("SD2", "sd-xl", "mine"), only=None):
         rng, records = np.random.default_rng(0), []
         for generator, n in (("real", 40), *((s, 20) for s in sets)):
             for i in range(n):
@@ -63,7 +65,7 @@ def run_folder(tmp_path):
                         "detector": "linear-probe",
                         "seen": int(generator == sets[0]),
                         "threshold": 0.5,
-                        "score": np.clip(rng.normal(0.4 + 0.2 * fake, 0.2), 0, 1),
+                        "score": only or np.clip(rng.normal(0.4 + 0.2 * fake, 0.2), 0, 1),
                     }
                 )
         folder = tmp_path / "runs" / name
@@ -114,12 +116,56 @@ def test_every_point_of_the_training_size_figure_rests_on_the_same_sets(rows):
     assert counts.nunique() == 1 and len(counts) == 3 + 5
 
 
-def test_the_choice_of_mean_changes_the_headline(antifakeprompt):
-    found = published.headlines(antifakeprompt).set_index("method")
-    lama = found.loc["AntifakePrompt + LaMa", ["all", "held-out", "fakes only"]]
-    assert list(lama) == pytest.approx([92.60, 95.01, 93.55], abs=0.01)
-    assert list(found.loc[published.ALWAYS_FAKE])[:4] == [87.5, 87.5, 100, 50]
-    assert found["all"].idxmax() != found["balanced"].idxmax()
+def test_every_headline_of_the_papers_is_recomputed():
+    numbers = claims.recomputed_numbers()
+    assert numbers["v2 held-out, DE-FAKE"] == pytest.approx(54.6, abs=0.01)
+    assert numbers["v2 held-out, AntifakePrompt"] == pytest.approx(91.31, abs=0.01)
+    assert numbers["v3 held-out, LASTED, fine-tuned"] == pytest.approx(71.06, abs=0.01)
+    assert numbers["v3 held-out, AntifakePrompt"] == pytest.approx(92.11, abs=0.01)
+    assert numbers["v3 same sets, InstructBLIP zero-shot"] == pytest.approx(34.77, abs=0.01)
+    assert [numbers[f"v2 {mean}, AntifakePrompt + LaMa"] for mean in ("all", "held-out", "fakes only")] == (
+        pytest.approx([92.60, 95.37, 93.55], abs=0.01)
+    )
+    assert numbers["v2 balanced, AntifakePrompt + LaMa"] < numbers["v2 balanced, AntifakePrompt"]
+    assert numbers[f"v2 all, {published.ALWAYS_FAKE}"] == 87.5
+    assert numbers["accuracy, prompt tuning over UnivFD"] == pytest.approx(6.61, abs=0.01)
+    assert numbers["AP, prompt tuning over UnivFD"] == pytest.approx(5.01, abs=0.01)
+    leads = {
+        place: numbers[f"accuracy, probing over prompt, {place}"] for place in ("20k", "40k", "60k", "80k")
+    }
+    assert [place for place, lead in leads.items() if lead > 0] == ["20k", "60k", "80k"]
+    assert numbers["accuracy, probing over prompt, commercial"] > 10
+    assert all(x < 0 for name, x in numbers.items() if name.startswith("AP, probing over prompt"))
+
+
+def test_the_logs_say_what_sd2_inpainting_adds_and_contradict_one_printed_cell():
+    runs = published.ablations()
+    answers = published.ablation_answers(runs).set_index(["question", "variant", "test_set"])["accuracy"]
+    attacks = ["Adversarial", "Backdoor", "Data poisoning"]
+    fakes = answers["fakes in training"]
+    assert fakes["SD2"][attacks].round().tolist() == [54, 44, 55]
+    assert fakes["SD2+SD2IP"][attacks].round().tolist() == [97, 93, 92]
+    printed, logged = (answers["LoRA's row"][variant] for variant in ("printed", "logged"))
+    apart = printed[(printed - logged).abs() > 0.005]
+    assert apart.to_dict() == {"DeeperForensics": 98.80} and logged["DeeperForensics"] == 87.80
+    assert answers["position of [*]"].groupby("variant").size().eq(16).all()
+    sizes = published.ablation_sizes(runs).set_index(["text", "n_real"])["accuracy"]["both texts"]
+    assert sizes.to_dict() == {
+        9e1: 24.20,
+        9e2: 67.53,
+        9e3: 91.93,
+        3e4: 99.27,
+        6e4: 95.13,
+        9e4: 97.90,
+        12e4: 94.63,
+    }
+
+
+def test_the_page_of_claims_is_that_of_the_code():
+    page = (published.FOLDER.parent.parent / "docs" / "claims.md").read_text(encoding="utf-8")
+    assert page.startswith(claims.PAGE)
+    for row in claims.claims(demo=False).itertuples():
+        assert f"| {row.claim} | {row.where} | {row.recomputed} | " in page
 
 
 @pytest.mark.parametrize(
@@ -135,7 +181,7 @@ def test_a_damaged_table_is_named(tmp_path, old, new, message):
     text = (published.FOLDER / "antifakeprompt.csv").read_text()
     (tmp_path / "antifakeprompt.csv").write_text(text.replace(old, new, 1))
     with pytest.raises(DataError, match=message):
-        published.antifakeprompt(tmp_path)
+        published.antifakeprompt(folder=tmp_path)
 
 
 def test_own_sets_count_both_classes_the_same(run_folder):
@@ -162,11 +208,23 @@ def test_own_runs_stand_beside_and_are_marked(run_folder, antifakeprompt, rows):
     both = published.beside(antifakeprompt, own)
     pd.testing.assert_frame_equal(both[: len(antifakeprompt)][antifakeprompt.columns], antifakeprompt)
     notes = both.drop_duplicates("method").set_index("method")["note"]
-    assert notes["linear-probe 0a1b"] == "other data, other backbone (demo-clip)"
-    assert notes["linear-probe ffff"] == "own run" and notes["AntifakePrompt"] == ""
+    assert notes["linear-probe, backbone demo-clip"] == "other data, other backbone (demo-clip)"
+    assert notes["linear-probe, backbone openai/clip-vit-large-patch14"] == "own run"
+    assert notes["AntifakePrompt"] == ""
     assert {"SDXL", "real", "mine"} <= set(both["test_set"]) and "sd-xl" not in set(both["test_set"])
     main = published.beside(published.main_table(rows), own)
     assert "sdxl" in set(main.loc[main["note"] != "", "test_set"]) and "real" not in set(main["test_set"])
+
+
+def test_runs_of_one_setting_bear_their_hash_and_a_constant_answer_is_marked(run_folder, antifakeprompt):
+    run_folder("linear-probe-ffff0000", only=0.9)
+    own = published.own_runs(run_folder())
+    notes = own.drop_duplicates("method").set_index("method")["note"]
+    assert list(notes.index) == ["linear-probe 0a1b2c3d", "linear-probe ffff0000"]
+    assert [note.split(",")[0] for note in notes] == ["other data", published.ALWAYS_FAKE]
+    fig, _ = papers.mean_and_worst({"AntifakePrompt": published.beside(antifakeprompt, own)})
+    labels = [text.get_text() for text in fig.axes[0].get_yticklabels()]
+    assert "own: linear-probe ffff0000 (always “fake”)" in labels
 
 
 def test_no_scores_is_an_error(tmp_path):
@@ -183,7 +241,7 @@ def test_perturbed_scores_stand_in_the_robustness_figure(run_folder, rows):
     plain.to_csv(folder / "a table of several runs" / "scores.csv", index=False)
     own = published.own_runs(folder, ("perturbed.csv", "scores.csv"))
     both = published.beside(published.robustness(rows), own)
-    assert set(both.loc[both["note"] != "", "perturbation"]) == {"none", "jpeg 75"}
+    assert set(both.loc[both["note"] != "", "perturbation"]) == {"none", "jpeg:75"}
     assert set(published.own_runs(folder)["perturbation"]) == {"none"}
 
 
@@ -198,12 +256,14 @@ def test_training_images_are_left_out(run_folder):
 @pytest.mark.parametrize("with_own", [False, True])
 def test_figures_carry_the_means_they_print(antifakeprompt, rows, run_folder, with_own):
     own = published.own_runs(run_folder()) if with_own else None
-    table = published.beside(antifakeprompt, own)
+    table, third = (published.beside(published.antifakeprompt(version), own) for version in (2, 3))
     main = published.beside(published.main_table(rows), own)
-    _, cells = papers.heat_map(table)
-    means = cells[cells["test_set"] == "mean"].set_index("method")["percent"]
+    fig, cells = papers.heat_map({"v2": table, "v3": third})
+    means = cells[(cells["test_set"] == "mean") & (cells["paper"] == "v2")].set_index("method")["percent"]
     assert means[list(ANTIFAKEPROMPT)].to_dict() == pytest.approx(ANTIFAKEPROMPT, abs=0.01)
-    assert papers.parameters(table)[1].set_index("method")["accuracy"].to_dict() == means.to_dict()
+    shown = [text.get_text() for text in fig.axes[1].texts]
+    assert f"{third['accuracy'].iloc[0]:.0f}" in shown  # numbers stay, however many columns there are
+    assert papers.parameter_scatter(table)[1].set_index("method")["accuracy"].to_dict() == means.to_dict()
     _, sizes = papers.mean_curves(published.beside(published.training_size(rows), own), "n_train_images")
     largest = sizes[sizes["n_train_images"] == 200_000].set_index("method")["accuracy"]
     assert largest.to_dict() == pytest.approx({m: CLIPPING[m][0] for m in largest.index}, abs=0.01)
@@ -212,3 +272,40 @@ def test_figures_carry_the_means_they_print(antifakeprompt, rows, run_folder, wi
     fig, _ = papers.mean_and_worst({"AntifakePrompt": table, "CLIPping the Deception": main})
     labels = [text.get_text() for ax in fig.axes for text in ax.get_yticklabels()]
     assert ("own: linear-probe" in labels) == with_own
+
+
+def test_markers_stand_at_their_numbers_even_where_they_tie(antifakeprompt):
+    fig, means = papers.parameter_scatter(published.beside(antifakeprompt, None))
+    drawn = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in fig.axes[0].lines[1:]}
+    assert drawn["AntifakePrompt + LaMa"][0] == drawn["AntifakePrompt"][0] == 4860
+    assert [y for _, y in drawn.values()] == means["accuracy"].tolist()
+
+
+def test_no_line_joins_jpeg_and_blur(rows):
+    fig, _ = papers.mean_curves(published.beside(published.robustness(rows), None), "perturbation")
+    assert {tuple(line.get_xdata()) for line in fig.axes[0].lines} == {(0, 1, 2), (3, 4)}
+
+
+def test_a_method_has_one_look_in_the_whole_book():
+    ours, theirs = (
+        method_styles(["linear-probe", "clip-prompt"]),
+        method_styles(["prompt tuning", "linear probing"]),
+    )
+    assert ours["linear-probe"] == theirs["linear probing"] and ours["clip-prompt"] == theirs["prompt tuning"]
+    known = method_styles(detectors.NAMES)
+    assert len({tuple(look.values()) for look in known.values()}) == len(known)
+    two = method_styles(["linear-probe, PNG", "linear-probe, JPEG 95"]).values()
+    assert len({look["color"] for look in two}) == 2 and len({look["marker"] for look in two}) == 1
+
+
+def test_names_stand_at_the_ends_of_the_lines_of_both_sides():
+    ours = pd.DataFrame(
+        [("clip-prompt", f"{n}", n, 0.7 + n / 1000 + seed / 50) for n in (20, 100) for seed in range(3)],
+        columns=["method", "size", "n_train", "accuracy"],
+    )
+    theirs = pd.DataFrame(
+        {"method": "prompt tuning", "n_train_images": [20_000, 200_000], "accuracy": [88.0, 89]}
+    )
+    fig, table = papers.size_beside_paper(ours, theirs)
+    assert [ax.texts[0].get_text() for ax in fig.axes] == ["clip-prompt", "prompt tuning"]
+    assert table.set_index("origin").loc["ours", "accuracy"].tolist() == pytest.approx([74, 82])

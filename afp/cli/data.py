@@ -138,7 +138,7 @@ def _named(texts: list[str], default: str) -> list[tuple[str, Path]]:
 
 def _print_listing(frame: pd.DataFrame, left_out: list, notes: list[str]) -> None:
     """What was understood, as a tree: classes, generators, sets, with counts; then what was left out."""
-    branches = {}
+    branches: dict[str, list[str]] = {}
     for label, name in ((0, "real"), (1, "fake")):
         part = frame[frame["label"] == label]
         leaves = branches[f"{name}: {len(part)}"] = []

@@ -13,7 +13,7 @@ from ..detectors import NAMES
 from ..errors import DataError
 from ..files import LOG, METRICS, PAGE, SCORES, check_folder, check_output
 from .echo import echo
-from .screen import pair, print_answers, print_metrics, print_questions
+from .screen import pair, print_answers, print_metrics
 
 RunOption = Annotated[Path | None, typer.Option(help="Run folder; default: the demo's linear probe.")]
 
@@ -193,7 +193,6 @@ def evaluate(
         echo(f"{len(away)} of {len(table)} rows are left out ({counts})", fg="yellow", err=True)
     several = kept.groupby("detector")["run"].transform("nunique") > 1
     kept = kept.assign(detector=kept["detector"].mask(several, kept["run"]))
-    print_questions(kept)
     print_metrics(kept, out, markdown)
 
 
@@ -294,7 +293,7 @@ def _run(run: Path | None) -> Path:
     return run
 
 
-def _frame(paths: list[Path]) -> tuple[pd.DataFrame, int]:
+def _frame(paths: list[Path]) -> tuple[pd.DataFrame, dict[str, str]]:
     from ..data.images import list_images
     from ..data.manifest import from_files, read_manifest
 

@@ -33,14 +33,6 @@ def pair(option: str, text: str) -> tuple[str, str]:
     return name, value
 
 
-def print_questions(table: pd.DataFrame) -> None:
-    """What about a scores table's names makes one doubt its labels."""
-    from ..results.scores import doubtful_names
-
-    for text in doubtful_names(table):
-        echo(f"question: {text}", fg="yellow", err=True)
-
-
 def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False) -> None:
     """A table a detector, one that compares them, and all metrics into ``out`` (.csv or .json)."""
     from ..results import metrics

@@ -116,9 +116,9 @@ def read_tree(folder: Path, layout: str = "auto") -> Listing:
 
 def _nameable(files: list[Path], group: str = "") -> tuple[list[Path], list[LeftOut]]:
     """The files whose names a table and a screen can hold, and the others."""
-    good = [f for f in files if printable(f) == str(f) and not re.search(r"[\x00-\x1f\x7f-\x9f]", str(f))]
+    bad = [f for f in files if printable(f) != str(f)]
     reason = "name is not UTF-8 or has control characters"
-    return good, [LeftOut(ascii(str(f)), group, reason) for f in sorted(set(files) - set(good))]
+    return sorted(set(files) - set(bad)), [LeftOut(printable(f), group, reason) for f in bad]
 
 
 def _place(name: str, layout: str) -> dict[str, Any] | None:
@@ -212,7 +212,7 @@ def _read_list(path: Path) -> list[Path]:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The tar shards and Parquet files of images in a folder; raises DataError where loose images lie beside them."""
+    """The tar shards and Parquet files of images in a folder; raises DataError beside loose images."""
     shards = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and holds_images(p)]
     if shards and (loose := list_images([folder])[0]):
         raise DataError(

@@ -105,7 +105,7 @@ def perturb(image: Image.Image, spec: str, seed: int | str) -> Image.Image:
             strengths under one seed is one pattern scaled, so curves over strength are paired.
 
     Raises:
-        ValueError: a bad spec (see :func:`check`), or an image that is not RGB.
+        ValueError: a bad spec (see `check_perturbation`), or an image that is not RGB.
     """
     parts = _parse(spec)
     if image.mode != "RGB":
@@ -128,12 +128,10 @@ def check_perturbation(spec: str) -> str:
     return "+".join(f"{name}:{value}" for name, value in _parse(spec)) or "none"
 
 
-def _parse(spec: str) -> tuple[tuple[str, float], ...]:
+def _parse(spec: str) -> list[tuple[str, float]]:
     if not isinstance(spec, str):
         raise AfpError(f"perturbation {spec!r}: expected text such as 'jpeg:75'")
-    if spec.strip().lower() == "none":
-        return ()
-    return tuple(_parse_part(spec, part) for part in spec.split("+"))
+    return [] if spec.strip().lower() == "none" else [_parse_part(spec, part) for part in spec.split("+")]
 
 
 def _parse_part(spec: str, part: str) -> tuple[str, float]:
@@ -182,21 +180,16 @@ def _to_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 
 
+def _coded(codec: str, kind: str) -> Perturbation:
+    unit = f"{codec.upper()} quality, {kind}"
+    return Perturbation(
+        lambda image, quality, _: reencode(image, codec, int(quality)), 1, 100, unit, whole=True
+    )
+
+
 PERTURBATIONS: dict[str, Perturbation] = {
-    "jpeg": Perturbation(
-        lambda image, quality, _: reencode(image, "jpeg", int(quality)),
-        1,
-        100,
-        "JPEG quality, 4:2:0",
-        whole=True,
-    ),
-    "webp": Perturbation(
-        lambda image, quality, _: reencode(image, "webp", int(quality)),
-        1,
-        100,
-        "WEBP quality, lossy",
-        whole=True,
-    ),
+    "jpeg": _coded("jpeg", "4:2:0"),
+    "webp": _coded("webp", "lossy"),
     "blur": Perturbation(_blur, 0, 64, "standard deviation of the Gaussian in pixels"),
     "rescale": Perturbation(_rescale, 0.01, 1, "factor of each side, bicubic down and up again"),
     "noise": Perturbation(_noise, 0, 255, "standard deviation in grey levels"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from ..errors import AfpError
 
@@ -133,8 +133,8 @@ def false_positive_rate(called_fake: ArrayLike, sources: ArrayLike) -> tuple[flo
         return np.nan, np.nan, np.nan
     rate, n = float(called.mean()), len(np.unique(np.asarray(sources, str)))
     k = rate * n
-    low = float(beta.ppf(0.025, k, n - k + 1)) if k > 0 else 0.0
-    high = float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
+    low = float(betaincinv(k, n - k + 1, 0.025)) if k > 0 else 0.0
+    high = float(betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
     return rate, low, high
 
 

@@ -43,7 +43,7 @@ CELL = 0.3  # inches: the width of a number in a heat map
 
 @drawing
 def heat_map(tables: Mapping[str, pd.DataFrame]) -> Drawn:
-    """Sets x methods with every number, a panel for each table's accuracy and (if there) AP; the mean is last.
+    """Sets x methods in whole percents, a panel for each table's accuracy and (if there) AP; the mean is last.
 
     Boxed cells were in the method's training. The mean leaves out commercial generators, as CLIPping's does.
 
@@ -55,7 +55,7 @@ def heat_map(tables: Mapping[str, pd.DataFrame]) -> Drawn:
     sets = sorted(kinds.index, key=lambda name: list(kinds.unique()).index(kinds[name]))
     panels = [(title, table, value) for title, table in tables.items() for value in _values(table)]
     widths = [table["method"].nunique() for _, table, _ in panels]
-    size = (max(DOUBLE, 1.5 + CELL * sum(widths)), 0.165 * len(sets) + 1.6)
+    size = (1.5 + CELL * sum(widths), 0.165 * len(sets) + 1.6)
     fig, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False, width_ratios=widths)
     for ax, (title, table, value) in zip(axes[0], panels, strict=True):
         names = _shown_names(table)
@@ -67,8 +67,9 @@ def heat_map(tables: Mapping[str, pd.DataFrame]) -> Drawn:
         ax.imshow(grid, cmap="cividis", vmin=low, vmax=100, aspect="auto")
         for (i, j), number in np.ndenumerate(grid):
             ink = "white" if number < low + 0.55 * (100 - low) else "black"
-            text = "" if np.isnan(number) else f"{number:.1f}".replace("100.0", "100")
-            ax.text(j, i, text, ha="center", va="center_baseline", fontsize=6, color=ink)
+            text = "" if np.isnan(number) else f"{number:.0f}" if i < len(sets) else f"{number:.1f}"
+            look = {"ha": "center", "va": "center_baseline", "fontsize": 7 if i < len(sets) else 5.5}
+            ax.text(j, i, text, color=ink, antialiased=False, **look)  # small, and sharp on a screen
         for row in table[table["seen_in_training"] == 1].itertuples():
             corner = (list(names).index(row.method) - 0.44, sets.index(row.test_set) - 0.42)
             ax.add_patch(
@@ -146,7 +147,7 @@ def mean_curves(
             ax.set_xticks(range(len(specs)), [perturbation_title(spec) for spec in specs])
         else:
             ax.set_xscale("log")
-            ax.set_xticks(ticks, [_thousands(tick) for tick in ticks], rotation=45 * (len(ticks) > 6))
+            ax.set_xticks(ticks, [_thousands(tick) for tick in ticks], rotation=45 if len(ticks) > 5 else 0)
             ax.minorticks_off()
         ax.set(xlabel=xlabel, ylabel=PERCENT[value])
         ax.grid(axis="y", color="0.92", linewidth=0.6)
@@ -211,7 +212,7 @@ def accuracy_against_ap(table: pd.DataFrame, ap: float = 95, accuracy: float = 8
             look = {"color": colour("", str(kind)), "markersize": 3.6, "markeredgewidth": 0, "label": kind}
             ax.plot(points["average_precision"], points["accuracy"], markers[kind], **look)
         title = f"{name}: {part['failure'].sum()} of {len(part)}"
-        ax.set_title(textwrap.fill(title, 30), fontsize=8)
+        ax.set_title(textwrap.fill(title, 27), fontsize=8)
     for i in range(len(names), axes.size):
         axes.flat[i].axis("off")
         axes.flat[i - 4].tick_params(labelbottom=True)

@@ -15,7 +15,6 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -59,32 +58,8 @@ METHODS = {
     ("DE-FAKE",): ("#661100", "H"),
     ("DIRE",): ("#6699CC", "X"),
 }
-_LOOK: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 8,
-    "axes.titlesize": 9.5,
-    "axes.labelsize": 8.5,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "legend.fontsize": 8,
-    "legend.frameon": False,
-    "lines.markersize": 4.5,
-    "lines.linewidth": 1.2,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "axes.axisbelow": True,
-    "figure.constrained_layout.use": True,
-    "figure.dpi": 100,
-    "savefig.dpi": 200,
-    "savefig.facecolor": "white",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "afp",
-    "axes.prop_cycle": cycler(color=SERIES),
-}
+PALER = (0, 0.35, 0.6, 0.78)  # shares of white in the variants of a method
+SHEET = Path(__file__).with_name("afp.mplstyle")
 Drawn = tuple[Figure, pd.DataFrame]
 P = ParamSpec("P")
 
@@ -92,7 +67,7 @@ P = ParamSpec("P")
 @contextmanager
 def style() -> Iterator[None]:
     """The look of every figure: `with style(): ...` or `@style()`."""
-    with mpl.rc_context(_LOOK):
+    with plt.style.context(SHEET):
         yield
 
 
@@ -148,7 +123,7 @@ def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     drawn: list[int] = []
     for name in [name for name in names if begins[name]]:
         method, (hue, marker) = known[begins[name]]
-        styles[name] = {"color": lighter(hue, 0.4 * min(drawn.count(method), 1.7)), "marker": marker}
+        styles[name] = {"color": lighter(hue, PALER[min(drawn.count(method), 3)]), "marker": marker}
         drawn.append(method)
     return {name: styles[name] for name in names}
 

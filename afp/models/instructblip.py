@@ -323,6 +323,7 @@ def load_vlm(
     if is_demo:
         tower, output = load_backbone("demo-clip"), "cls"
     else:
+        assert processor is not None  # only the demo has none
         vision = model.vision_model
         tower = VisionTower(name, vision, processor, None, device, kind, mixed=mixed, crop=crop)
         output = "tokens"

@@ -22,8 +22,8 @@ def held_out_table(results: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
         results: `afp.results.metrics.evaluate` of one detector under one perturbation.
     Returns:
         Text columns: generator, kind, in training, images (real + fake), AUC against the real images (its title
-        names them) and (where there are any) against resampled ones, then AP and accuracies against the real images. The
-        last rows are the false-positive rate of each set of real images.
+        names them) and (where there are any) against resampled ones, then AP and accuracies against the real
+        images. The last rows are the false-positive rate of each set of real images.
     """
     fakes = results[results["kind"] != "real"]
     against = list(fakes["against"].unique())
