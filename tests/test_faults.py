@@ -369,18 +369,19 @@ def test_a_killed_build_and_two_at_once(afp, tmp_path):
     assert damaged(out) == [] and sorted(p.name for p in tmp_path.iterdir()) == ["executed", "gallery"]
 
 
-def test_weights_that_nobody_else_may_read(tmp_path):
+def test_weights_that_nobody_else_may_read(run, tmp_path):
     """Weights written by safetensors, which lets their owner alone read them
     permissions are those of any new file"""
     (tmp_path / "any").touch()
     with written_folder(tmp_path / "weights", "afp demo") as folder:
         save_file({"w": torch.zeros(3)}, folder / "model.safetensors")
-    assert (tmp_path / "weights" / "model.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+    for weights in (tmp_path / "weights" / "model.safetensors", *run.glob("*.safetensors")):
+        assert weights.stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
-def test_flipped_bits_in_unpacked_weights(afp, tmp_path, monkeypatch):
+def test_flipped_bits_in_unpacked_weights(afp, photos, tmp_path, monkeypatch):
     """Single bits flipped in each file of unpacked weights, and a file deleted
-    `afp doctor` names the file and the mend"""
+    `afp doctor` and `afp score` name the file and the mend"""
     monkeypatch.setenv("AFP_DATA", str(tmp_path))
     with written_folder(tmp_path / "weights" / "demo-clip", "afp demo") as folder:
         for name in ("model.safetensors", "config.json"):
@@ -391,6 +392,9 @@ def test_flipped_bits_in_unpacked_weights(afp, tmp_path, monkeypatch):
             change(file)
             status, shown = afp("doctor")
             assert status == 1 and f"{name} damaged or missing; mend with `afp demo`" in shown
+        file.write_bytes(bytes(999))
+        status, shown = afp("score", photos, "--run", runs.default_run(), "--out", tmp_path / "s.csv")
+        assert status == 2 and f"{name} damaged or missing; mend with `afp demo`" in line(shown)
         file.write_bytes(bytes(1000))
 
 

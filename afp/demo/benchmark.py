@@ -22,7 +22,7 @@ from ..data.images import open_image, sha256
 from ..data.manifest import COLUMNS, write_manifest
 from ..data.splits import deal_folds, use_fold
 from ..errors import ImageError
-from ..files import damaged, read_json, write_json, write_stamp, written_whole
+from ..files import STAMP, damaged, read_json, write_json, write_stamp, written_whole
 from ..paths import ROOT, demo_manifest
 from .networks import regenerate
 from .tower import build_tower
@@ -30,6 +30,7 @@ from .wheels import Wheel, build_once, pins
 
 TILE = 256
 WILD = ("text-to-image", "commercial")  # kinds that were collected, not made from the photographs
+MADE_BY = f"afp demo: {', '.join(COLUMNS)}"
 RECIPE = 1  # raise it when the code below draws other pixels
 
 Planned = tuple[
@@ -58,8 +59,10 @@ def is_built() -> bool:
 
 
 def is_current() -> bool:
-    """Whether the benchmark was made by this recipe."""
-    return demo_manifest().is_file() and read_json(demo_manifest().parent / "build.json") == _recipe()
+    """Whether the benchmark was made by this recipe, its manifest with these columns."""
+    folder = demo_manifest().parent
+    stamp = read_json(folder / STAMP) or {}
+    return stamp.get("made_by") == MADE_BY and read_json(folder / "build.json") == _recipe()
 
 
 def _recipe() -> dict:
@@ -94,7 +97,7 @@ def _build(folder: Path, progress: bool) -> None:
     frame = use_fold(frame, 0)
     frame.loc[frame["kind"].isin(WILD), "split"] = "test"
     write_manifest(frame[[*COLUMNS, "mask", "file"]], demo_manifest())
-    write_stamp(folder, "afp demo")
+    write_stamp(folder, MADE_BY)
 
 
 def _plan(folder: Path) -> Iterator[Planned]:

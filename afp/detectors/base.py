@@ -20,7 +20,7 @@ from ..data.images import open_images
 from ..data.preprocess import IDENTITY, Normalisation, check_perturbation
 from ..data.splits import held_in_generators
 from ..errors import ModelError, UnreadableImages
-from ..files import read_json, write_json, written_whole
+from ..files import follow_umask, read_json, write_json, written_whole
 from .operating_point import OperatingPoint, choose_operating_point
 
 CHECKSUMS = "checksums.json"
@@ -159,6 +159,7 @@ class Detector(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as partial:
             self._save(Path(partial))
+            follow_umask(partial)
             learned = [f.relative_to(partial) for f in sorted(Path(partial).rglob("*")) if f.is_file()]
             for file in learned:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
