@@ -44,7 +44,7 @@ METHODS = {
     ("linear-probe", "linear probing", "probe"): ("#0072B2", "o"),
     ("clip-prompt", "prompt tuning"): ("#D55E00", "s"),
     ("clip-adapter", "adapter"): ("#009E73", "^"),
-    ("clip-finetune", "fine-tuning", "weight ensemble"): ("#CC79A7", "D"),
+    ("clip-finetune", "fine-tuning"): ("#CC79A7", "D"),
     ("clip-lora",): ("#AA4499", "d"),
     ("clip-adaptprompt",): ("#44AA99", "H"),
     ("clip-zero-shot", "CogVLM zero-shot"): ("#777777", "v"),

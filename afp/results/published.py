@@ -194,11 +194,12 @@ def context_length(rows: pd.DataFrame) -> pd.DataFrame:
 def fine_tuning(rows: pd.DataFrame) -> pd.DataFrame:
     """Fine-tuning on 200k images, on 16 a class and category (640), and its weights mixed with CLIP's own.
 
-    The two mixtures (named 03 and 04) were tested on 20 of the 25 sets.
+    The two mixtures (weight ensembles 03 and 04) were tested on 20 of the 25 sets.
     """
-    full = main_table(rows).query("method == 'fine-tuning'").assign(method="fine-tuning, 200k images")
-    few = rows[rows["shots_per_class_and_category"].notna()].assign(method="fine-tuning, 640 images")
-    return pd.concat([full, few, rows[rows["method"].str.startswith("weight ensemble")]], ignore_index=True)
+    full = main_table(rows).query("method == 'fine-tuning'").assign(method="200k images")
+    few = rows[rows["shots_per_class_and_category"].notna()].assign(method="640 images")
+    mixed = rows[rows["method"].str.startswith("weight ensemble")]
+    return pd.concat([full, few, mixed], ignore_index=True)
 
 
 def robustness(rows: pd.DataFrame) -> pd.DataFrame:
