@@ -86,9 +86,8 @@ def calibrate(
     from ..results import runs
 
     frame, skipped = _frame(reals)
-    echo(f"{runs.calibrate(run, frame, target_fpr)}
-{count_reasons(skipped)}
-run: {run}")
+    for line in (runs.calibrate(run, frame, target_fpr), count_reasons(skipped), f"run: {run}"):
+        echo(line)
 
 
 def score(
