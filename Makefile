@@ -6,7 +6,7 @@ AFP := $(BIN)/python -m afp
 SOURCES := $(shell find afp data/demo.toml -name '*.py' -o -name '*.toml')
 NOTEBOOKS := $(wildcard notebooks/[0-9]*.ipynb)
 DETECTORS := linear-probe metadata spectrum vlm-zero-shot
-TRAINED := clip-zero-shot clip-prompt clip-adapter clip-finetune vlm-prompt vlm-lora
+TRAINED := clip-zero-shot clip-prompt clip-adapter clip-adaptprompt clip-lora clip-finetune vlm-prompt vlm-lora
 COMMA := ,
 SPACE := $(subst ,, )
 # Where it is set, each of the notebooks compiles the libraries that it imports anew, which takes it ten seconds.
@@ -23,7 +23,7 @@ help:
 	@echo "make demo       build the demo benchmark, fit the detectors, run four notebooks, print the table"
 	@echo "make test       lint, types, tests"
 	@echo "make faults     what was tried to break it, how often, what held: docs/faults.md"
-	@echo "make results    fit all ten detectors, keep their scores in data/results/, print the README's table"
+	@echo "make results    fit all twelve detectors, keep their scores in data/results/, print the README's table"
 	@echo "make robustness score them under JPEG and blur, keep the scores in data/robustness.csv.gz"
 	@echo "make lab        open the workbook in JupyterLab"
 	@echo "make gallery    executed notebooks and figures as static pages in gallery/"
