@@ -108,8 +108,9 @@ def test_everything_imported_is_declared(codes):
 
 def test_no_code_loads_what_could_run_code(codes):
     for file, code in codes.items():
-        assert "trust_remote_code=True" not in code and "weights_only=False" not in code, file
-        assert not imported(code) & {"pickle", "dill", "cloudpickle", "torchvision"}, file
+        for unsafe in ("trust_remote_code=True", "weights_only=False", "pickle.load"):
+            assert unsafe not in code, file
+        assert not imported(code) & {"dill", "cloudpickle", "torchvision"}, file
 
 
 def without(*modules: str, code: str) -> subprocess.CompletedProcess:
@@ -119,7 +120,7 @@ def without(*modules: str, code: str) -> subprocess.CompletedProcess:
 
 
 def test_without_its_packages_a_chapter_names_its_extra_and_the_rest_works():
-    optional = ("ncnn", "onnx", "foolbox", "captum", "plotly", "umap", "ipywidgets")
+    optional = ("ncnn", "onnx", "foolbox", "captum", "plotly", "umap", "ipywidgets", "pillow_heif")
     code = """
 import importlib, pkgutil
 import afp, afp.cli
