@@ -13,9 +13,14 @@ from afp.studies import training_size
 @pytest.fixture
 def frame():
     rows = [
-        (f"{g}/{s}_{i}", int(g not in ("real", "control")), g, f"photo{s}", split)
+        (f"{g}/{s}_{i}", int(g not in ("real", "real-resampled")), g, f"photo{s}", split)
         for s in range(10)
-        for g, split in (("real", "train"), ("control", "train"), ("seen", "train"), ("unseen", "none"))
+        for g, split in (
+            ("real", "train"),
+            ("real-resampled", "train"),
+            ("seen", "train"),
+            ("unseen", "none"),
+        )
         for i in range(3)
     ]
     frame = pd.DataFrame(rows, columns=["path", "label", "generator", "source", "split"])
