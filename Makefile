@@ -14,14 +14,15 @@ unexport PYTHONDONTWRITEBYTECODE
 DEMO := 00_start_here 01_prepare_data 04_evaluate_held_out 09_draw_paper_figures
 TESTS := $(wildcard tests/*.py tests/benchmarks/*.py notebooks/solutions/*.ipynb data/published/* data/*.csv.gz)
 
-.PHONY: help setup demo test results robustness lint lab notebooks gallery clean
+.PHONY: help setup demo test results robustness lint faults lab notebooks gallery clean
 .DEFAULT_GOAL := help
 .PRECIOUS: .make/%.csv
 
 help:
 	@echo "make setup      create $(VENV) with the tested environment"
 	@echo "make demo       build the demo benchmark, fit the detectors, run four notebooks, print the table"
-	@echo "make test       run the tests (and lint)"
+	@echo "make test       lint, types, tests"
+	@echo "make faults     what was tried to break it, how often, what held: docs/faults.md"
 	@echo "make results    fit all ten detectors, keep their scores in data/results/, print the README's table"
 	@echo "make robustness score them under JPEG and blur, keep the scores in data/robustness.csv.gz"
 	@echo "make lab        open the workbook in JupyterLab"
@@ -35,7 +36,7 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# Compiling all of it would take a minute; Python compiles what it imports.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[all,test]'
 	@touch $@
 
 data/demo/manifest.csv: $(VENV)/.stamp data/demo.toml
@@ -56,7 +57,7 @@ executed/%.ipynb: notebooks/%.ipynb .make/fit
 demo: .make/linear-probe.csv
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j 2 $(DEMO:%=executed/%.ipynb)
 	$(AFP) evaluate $(DETECTORS:%=.make/%.csv)
-	@echo "figures:" && ls figures/0[014]_*.png figures/published_*.png
+	@echo "figures:" && ls executed/figures/*.png
 	@echo "runs:" && ls -d runs/*-*/
 
 test: .make/test
@@ -64,9 +65,12 @@ test: .make/test
 
 .make/test: data/demo/manifest.csv $(SOURCES) $(NOTEBOOKS) $(TESTS) README.md data/README.md
 	@mkdir -p .make
-	$(BIN)/ruff check afp tests notebooks
+	$(MAKE) --no-print-directory lint
 	@# One thread a process, UMAP's too: two that wait for each other on busy cores are many times slower.
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal > .make/test.log 2>&1; status=$$?; cat .make/test.log; exit $$status
+	@# The types take a minute, beside the tests.
+	$(BIN)/mypy > .make/mypy.log 2>&1 & types=$$!; \
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal > .make/test.log 2>&1; \
+	status=$$?; wait $$types || status=1; cat .make/mypy.log .make/test.log; exit $$status
 	@touch $@
 
 results: $(DETECTORS:%=.make/%.csv) $(TRAINED:%=.make/%.csv)
@@ -75,12 +79,17 @@ results: $(DETECTORS:%=.make/%.csv) $(TRAINED:%=.make/%.csv)
 
 robustness: .make/fit
 	@# Its remedy trains the first detector anew, which must be linear-probe.
-	AFP_FIGURES=$(CURDIR)/.make/figures $(AFP) run 06 -p perturbations jpeg:75,jpeg:50,blur:1,blur:2 \
+	$(AFP) run 06 -p perturbations jpeg:75,jpeg:50,blur:1,blur:2 \
 		-p detectors $(subst $(SPACE),$(COMMA),$(DETECTORS) $(TRAINED))
 	gzip -n -9 -c runs/robustness/scores.csv > data/robustness.csv.gz
 
 lint: $(VENV)/.stamp
-	$(BIN)/ruff check afp tests notebooks
+	$(BIN)/ruff check afp tests data/build notebooks
+	$(BIN)/ruff format --check afp tests data/build
+	$(BIN)/lint-imports
+
+faults: $(VENV)/.stamp
+	$(BIN)/python tests/faults_table.py docs/faults.md
 
 lab: data/demo/manifest.csv
 	JUPYTER_CONFIG_PATH=$(CURDIR)/.jupyter $(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) notebooks/00_start_here.ipynb

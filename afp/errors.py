@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
+
 
 class AfpError(ValueError):
     """A setting, a file or a folder is not usable; the message names it, its value and what was expected."""
@@ -29,3 +32,20 @@ class DataError(AfpError):
 
 class ModelError(AfpError):
     """A backbone, a detector or a checkpoint cannot be loaded, trained or used as asked."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import a package that only one chapter needs.
+
+    Args:
+        module: its name in an import, such as "ncnn".
+        extra: the optional dependencies of ``pyproject.toml`` that bring it.
+    Raises:
+        AfpError: it is not installed; says how to install it.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise AfpError(f"{module} is not installed; `pip install -e '.[{extra}]'` brings it") from None

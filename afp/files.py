@@ -1,13 +1,94 @@
-"""Writing files: whole or not at all."""
+"""Writing files: whole or not at all, over nothing that is not `afp`'s own, and with checksums."""
 
 from __future__ import annotations
 
+import errno
+import glob
+import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from .errors import DataError
+
+
+class Kind(NamedTuple):
+    """What a command writes: how such a file's name ends, and how it begins (empty: none is ever replaced)."""
+
+    suffixes: tuple[str, ...]
+    begins: tuple[str, ...]
+
+
+STAMP = ".afp.json"  # in a folder that `afp` made: what it is, and the SHA-256 of each of its files
+HTML_HEAD = '<!doctype html>\n<html lang="en">\n<head>\n<meta name="generator" content="afp">'
+SCORES = Kind((".csv",), ("path,sha256,",))
+METRICS = Kind((".csv", ".json"), ("detector,", '[\n {\n  "detector"'))
+MANIFEST = Kind((".csv", ".parquet"), ("path,label,", "PAR1"))
+PAGE = Kind((".html", ".htm"), (HTML_HEAD,))
+LEFT_OUT = Kind((".csv",), ("file,group,reason",))
+LOG = Kind((), ("run: ",))
+CHECKPOINT = Kind((".pth", ".pt"), ())
+# Control characters, and those that change the direction of writing.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def check_output(path: str | Path, kind: Kind, inputs: Iterable = ()) -> Path:
+    """Refuse a file that must not be written; call it before any work.
+
+    Args:
+        path: the file to write, to replace or to append to.
+        kind: what is written there; a file of the same kind may be replaced.
+        inputs: files and folders that the command reads.
+    Returns:
+        The path.
+    Raises:
+        DataError: another suffix, an input, a folder or a device, or a file that `afp` did not make.
+    """
+    path = Path(path)
+    if kind.suffixes and not path.name.lower().endswith(kind.suffixes):
+        raise DataError(f"{path}: cannot be written, expected a name ending in {' or '.join(kind.suffixes)}")
+    if not path.exists():
+        return path
+    if not path.is_file():
+        raise DataError(f"{path}: is a folder or a device, expected the name of a file")
+    with path.open("rb") as stream:
+        head = stream.read(200).removeprefix(b"\xef\xbb\xbf")
+    if head and not head.startswith(tuple(text.encode() for text in kind.begins)):
+        raise DataError(f"{path}: is there and is not what `afp` would write; give another name or delete it")
+    if any(Path(other).exists() and path.samefile(other) for other in inputs):
+        raise DataError(f"{path}: is one of the inputs and stays as it is; give another name")
+    return path
+
+
+def check_folder(path: str | Path, made_by: str, inputs: Iterable = ()) -> Path:
+    """Refuse a folder that must not be written or replaced; `written_folder` asks this itself.
+
+    Args:
+        path: the folder. One that is not there, is empty, or bears ``made_by``'s stamp and holds no other files.
+        made_by: the command, such as "afp gallery".
+        inputs: files and folders that the command reads.
+    Raises:
+        DataError: it holds an input, or files that ``made_by`` did not write.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{path}: is a file, expected the name of a folder")
+    if not path.exists() or not any(path.iterdir()):
+        return path
+    stamp = read_json(path / STAMP)
+    if not isinstance(stamp, dict) or stamp.get("made_by") != made_by:
+        raise DataError(f"{path}: is not empty and was not made by `{made_by}`; give another folder")
+    if foreign := sorted(set(_files(path)) - set(stamp["sha256"])):
+        raise DataError(f"{path}: holds {foreign[0]}, which `{made_by}` did not write; move it away")
+    for other in inputs:
+        if path.resolve() in (Path(other).resolve(), *Path(other).resolve().parents):
+            raise DataError(f"{path}: holds {other}, which is read; give another folder")
+    return path
 
 
 @contextmanager
@@ -19,7 +100,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     Args:
         path: the file to write or to replace.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # through a link, not over it
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -27,6 +108,79 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_folder(path: str | Path, made_by: str, inputs: Iterable = ()) -> Iterator[Path]:
+    """A folder beside ``path`` to build in; stamped, it takes ``path``'s place when the block ends without an error.
+
+    Args, Raises: as of `check_folder`.
+    """
+    path = Path(os.path.realpath(check_folder(path, made_by, inputs)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clean_up(path)
+    partial, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
+    try:
+        partial.mkdir()
+        yield partial
+        write_stamp(partial, made_by)
+        follow_umask(partial)
+        with suppress(FileNotFoundError):
+            os.rename(path, old)
+        try:
+            os.rename(partial, path)
+        except OSError as error:  # another process has put its own there in between: that one stays
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _clean_up(path: Path) -> None:
+    """Delete what builds of this folder left that were killed; bring back what one had moved away."""
+    import psutil
+
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
+        *_, pid, kind = left.name.split(".")
+        if kind in ("partial", "old") and pid.isdigit() and not psutil.pid_exists(int(pid)):
+            if kind == "old" and not path.exists():
+                os.rename(left, path)
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def write_stamp(folder: str | Path, made_by: str) -> None:
+    """Note in a folder what made it and the SHA-256 of each of its files, for `check_folder` and `damaged`."""
+    folder = Path(folder)
+    content = {"made_by": made_by, "sha256": {name: _digest(folder / name) for name in _files(folder)}}
+    write_json(folder / STAMP, content)
+
+
+def damaged(folder: str | Path) -> list[str] | None:
+    """Names of a folder's files that are missing or differ from what was written; None where no stamp is."""
+    folder = Path(folder)
+    stamp = read_json(folder / STAMP)
+    if not isinstance(stamp, dict):
+        return None
+    files = stamp["sha256"].items()
+    return [
+        name for name, digest in files if not (folder / name).is_file() or _digest(folder / name) != digest
+    ]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def follow_umask(folder: str | Path) -> None:
+    """Give a folder's files the permissions of any new file: safetensors lets their owner alone read them."""
+    probe = Path(folder) / ".permissions"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o666
+    probe.unlink()
+    for name in _files(Path(folder)):
+        os.chmod(Path(folder) / name, mode)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -49,6 +203,34 @@ def read_json(path: str | Path) -> Any:
         return None
 
 
+def read_notebook(path: str | Path) -> Any:
+    """A notebook from its file, as an ``nbformat.NotebookNode``. Raises DataError for a file that is none."""
+    import nbformat
+
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except (nbformat.ValidationError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a notebook ({str(error).splitlines()[0]})") from None
+    return notebook
+
+
 def printable(path: str | Path) -> str:
-    """The path as text that any UTF-8 file or screen takes, even where the name on disk is not UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """The path as text that any UTF-8 file or screen takes; other bytes and control characters as ``\\x1b``."""
+    return _escape(os.fsencode(path).decode("utf-8", "backslashreplace"))
+
+
+def on_screen(text: object) -> str:
+    """Text of several lines for a screen, in which names cannot move the cursor or hide the rest of a line."""
+    whole = str(text).encode("utf-8", "backslashreplace").decode()
+    return "".join(part if part in "\n\t" else _escape(part) for part in re.split(r"([\n\t])", whole))
+
+
+def _escape(text: str) -> str:
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of all files in a folder, relative to it."""
+    found = (p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if not p.is_dir())
+    return [name for name in found if name != STAMP and not name.endswith(".lock")]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .errors import AfpError
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 DEMO_VLM = ROOT / "data" / "demo-vlm"
@@ -42,6 +44,26 @@ def runs_dir() -> Path:
     return Path(os.environ.get("AFP_RUNS") or ROOT / "runs").expanduser().resolve()
 
 
-def figures_dir() -> Path:
-    """Folder of the figures that notebooks draw: ``$AFP_FIGURES``, else ``figures/`` of the checkout."""
-    return Path(os.environ.get("AFP_FIGURES") or ROOT / "figures").expanduser().resolve()
+def figures_dir(executed: str | Path | None = None) -> Path:
+    """Folder of the figures that notebooks draw: ``$AFP_FIGURES``, else ``figures/`` beside executed notebooks.
+
+    Args:
+        executed: folder of the executed notebooks, default ``executed/`` of the checkout. The checkout's own
+            ``figures/`` is drawn anew by ``afp run --in-place`` alone.
+    """
+    default = Path(executed or ROOT / "executed") / "figures"
+    return Path(os.environ.get("AFP_FIGURES") or default).expanduser().resolve()
+
+
+def outputs() -> str:
+    """Where a notebook's figures and runs go, for its first lines.
+
+    Raises:
+        AfpError: the notebook lies in one checkout and has imported another one's `afp`.
+    """
+    here = [p for p in (Path.cwd(), *Path.cwd().parents) if (p / "afp" / "paths.py").is_file()]
+    if here and not here[0].samefile(ROOT):
+        raise AfpError(
+            f"this notebook lies in {here[0]}, but has imported {ROOT / 'afp'}; use that folder's .venv"
+        )
+    return f"figures: {figures_dir()}\nruns: {runs_dir()}"

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
+import os
 import re
+import signal
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import nbformat
 import papermill
+import yaml
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+from jupyter_client.manager import KernelManager
 from papermill.exceptions import PapermillExecutionError
+from papermill.models import Parameter
+from papermill.translators import PythonTranslator
 from PIL import Image
 
 from .errors import AfpError
-from .paths import NOTEBOOKS
+from .files import read_notebook, write_text
+from .paths import NOTEBOOKS, ROOT, figures_dir
 
 KERNEL = "python3"
 WIDGET = "application/vnd.jupyter.widget-view+json"  # shows nothing without its state, which is not stored
-_PARAMETER = re.compile(r"^(\w+)\s*(?::\s*([^=#]+?))?\s*=\s*(.+?)(?:\s+#\s*(.*))?$")
 
 
 def find(names: list[str], everything: bool = False) -> list[Path]:
@@ -47,99 +58,120 @@ def find(names: list[str], everything: bool = False) -> list[Path]:
     return found
 
 
-def parameters(path: Path) -> dict[str, str]:
-    """Name -> help of every parameter that a notebook declares. Raises AfpError as `declared` does."""
-    return {name: text for name, (_, text) in declared(path).items()}
-
-
-def declared(path: Path) -> dict[str, tuple[str, str]]:
-    """Name -> (type as written or "", help) of every parameter that a notebook declares.
+def parameters(path: Path) -> dict[str, Parameter]:
+    """What a notebook declares, as papermill reads it: name -> name, type as written or "None", default, help.
 
     Raises:
-        AfpError: no cell, or more than one, is tagged ``parameters``; or a line declares nothing.
+        AfpError: no notebook; no cell, or more than one, is tagged ``parameters``; or a line declares nothing.
     """
-    notebook = nbformat.read(path, as_version=4)
-    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    tagged = [c for c in read_notebook(path).cells if "parameters" in c.metadata.get("tags", [])]
     if len(tagged) != 1:  # papermill would quietly take the first
         raise AfpError(f"{path.name}: {len(tagged)} cells tagged 'parameters', expected 1")
-    found = {}
-    for line in tagged[0].source.splitlines():
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        match = _PARAMETER.match(line)
-        if not match:
+    found = PythonTranslator.inspect(tagged[0])
+    lines = [
+        line for line in tagged[0].source.splitlines() if line.strip() and not line.lstrip().startswith("#")
+    ]
+    for line in lines:
+        if not any(re.match(rf"{p.name}\s*[:=]", line) for p in found):  # papermill leaves it out
             raise AfpError(f"{path.name}: parameter line {line!r}, expected `name: type = value  # help`")
-        found[match[1]] = (match[2] or "", match[4] or "")
-    return found
+    return {parameter.name: parameter for parameter in found}
 
 
 def execute(path: Path, values: dict[str, str] | None = None, out: Path | None = None) -> Path:
-    """Run one notebook from ``notebooks/`` with this Python and write it with its outputs.
+    """Run one notebook from ``notebooks/`` with this Python and this checkout, and write it with its outputs.
 
     Args:
         path: the notebook.
         values: parameters as text, read as the types that the notebook declares.
-        out: folder for the executed notebook; None writes into the notebook itself (without the injected
-            parameters, so only for its defaults).
+        out: folder for the executed notebook, and for its figures in ``figures/``; None writes into the notebook
+            itself (without the injected parameters, so only for its defaults) and into the checkout's ``figures/``.
     Returns:
         The executed notebook's path.
     Raises:
         AfpError: unknown parameter or a value of another type, foreign kernel, a failing cell (with traceback).
     """
     values = values or {}
-    known = declared(path)
+    known = parameters(path)
     if unknown := set(values) - set(known):  # papermill only warns
         raise AfpError(f"{path.name}: no parameter {sorted(unknown)[0]!r}, expected {', '.join(known)}")
     if out is None and values:
         raise AfpError(f"{path.name}: parameters cannot be written in place; give a folder for the result")
-    typed = {name: _value(path, name, known[name][0], text) for name, text in values.items()}
+    typed = {name: _value(path, known[name], text) for name, text in values.items()}
     _check_kernel()
     target = path if out is None else out / path.name
+    if out is not None and target.exists() and "afp" not in read_notebook(target).metadata:
+        raise AfpError(f"{target}: is there and was not made by `afp run`; give another folder with --out")
     target.parent.mkdir(parents=True, exist_ok=True)
+    figures = figures_dir(ROOT if out is None else out)
     working = target.with_name(f".{target.name}")
     started = time.perf_counter()
     print(f"{path.name} ...", flush=True)
     try:
-        papermill.execute_notebook(
-            str(path),
-            str(working),
-            parameters=typed,
-            kernel_name=KERNEL,
-            language="python",
-            cwd=str(NOTEBOOKS),
-            progress_bar=False,
-            log_output=False,
-        )
+        _run(path, working, typed, figures)
+        notebook = nbformat.read(working, as_version=4)
     except PapermillExecutionError as error:
         failed = target.with_name(f"failed-{target.name}")  # no number in front: not one of the workbook's
         working.replace(failed)
         raise AfpError(f"{path.name}: cell {error.cell_index} failed\n{error}\nsee {failed}") from None
-    notebook = nbformat.read(working, as_version=4)
-    working.unlink()
+    finally:
+        working.unlink(missing_ok=True)
     _clean(notebook)
-    nbformat.write(notebook, target)
-    print(f"{path.name} done in {time.perf_counter() - started:.0f} s: {target}", flush=True)
+    if out is not None:
+        notebook.metadata["afp"] = {"executed": path.name}
+    write_text(target, nbformat.writes(notebook) + "\n")
+    seconds = time.perf_counter() - started
+    print(f"{path.name} done in {seconds:.0f} s: {target}, figures: {figures}", flush=True)
     return target
 
 
-def _value(path: Path, name: str, kind: str, text: str) -> bool | int | float | str | None:
-    """A parameter's text as the type that the notebook declares; without one, as what it looks like."""
-    kinds = {"bool": ("true", "false"), "int": int, "float": float, "str": str}
-    try:
-        if kind == "bool":
-            return bool(1 - kinds["bool"].index(text.lower()))
-        if kind in kinds:
-            return kinds[kind](text)
-    except ValueError:
-        raise AfpError(f"{path.name}: parameter {name} is {text!r}, expected {kind}") from None
-    if text.lower() in ("true", "false", "null", "none"):
-        return {"true": True, "false": False}.get(text.lower())
-    for number in (int, float):
+def _run(path: Path, working: Path, values: dict[str, Any], figures: Path) -> None:
+    """Have papermill execute a notebook in a kernel of this checkout.
+
+    It works in a thread: in the main one it would take the signals, and an interruption would end as a traceback.
+    """
+    python_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    kernel = KernelManager(kernel_name=KERNEL)
+    kernel.start_kernel(
+        cwd=str(NOTEBOOKS),
+        env=os.environ | {"PYTHONPATH": python_path, "AFP_FIGURES": str(figures)},
+        extra_arguments=["--HistoryManager.hist_file=:memory:"],
+    )
+    done: Future[None] = Future()
+
+    def work() -> None:
+        bar = {"desc": path.stem, "leave": False}
+        options = {"kernel_name": KERNEL, "language": "python", "progress_bar": bar, "log_output": False}
         try:
-            return number(text)
-        except ValueError:
-            pass
-    return text
+            papermill.execute_notebook(str(path), str(working), parameters=values, km=kernel, **options)
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        done.result()
+    except KeyboardInterrupt:
+        logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the kernel's death is no news
+        kernel.signal_kernel(signal.SIGKILL)
+        thread.join(20)  # it notices, and writes what it has
+        raise
+    finally:
+        kernel.shutdown_kernel(now=True)
+
+
+def _value(path: Path, parameter: Parameter, text: str) -> bool | int | float | str | None:
+    """A parameter's text as the type that the notebook declares; without one, as YAML reads it."""
+    kinds: dict[str, Callable[[str], Any]] = {"bool": _boolean, "int": int, "float": float, "str": str}
+    try:
+        return kinds.get(parameter.inferred_type_name, yaml.safe_load)(text)
+    except (ValueError, KeyError, yaml.YAMLError):
+        expected = parameter.inferred_type_name
+        raise AfpError(f"{path.name}: parameter {parameter.name} is {text!r}, expected {expected}") from None
+
+
+def _boolean(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
 
 
 def _check_kernel() -> None:

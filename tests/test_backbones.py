@@ -182,7 +182,7 @@ sys.path.insert(0, "tests")
 from conftest import picture
 from afp.models.backbones import hub_commit, load_backbone
 tower = load_backbone("demo-clip")
-pixels = tower.preprocess([picture(i, 256) for i in range(2)])
+pixels = tower.preprocess([picture(0, 256)])
 np.save(sys.argv[1], tower.extract(pixels, ("cls",))["cls"].numpy())
 """
 
@@ -195,7 +195,7 @@ def test_another_processor_gives_the_same_scores(capability, demo_manifest, tmp_
     subprocess.run([sys.executable, "-c", EXTRACT, str(tmp_path / "cls.npy")], env=env, check=True)
     theirs = np.load(tmp_path / "cls.npy")
     tower = load_backbone("demo-clip")
-    pixels = tower.preprocess([picture(i, 256) for i in range(2)])
+    pixels = tower.preprocess([picture(0, 256)])
     ours = tower.extract(pixels, ("cls",))["cls"].numpy()
     probe = detectors.load(ROOT / "data" / "linear-probe")
     scores = [probe.model_.predict(x[:, probe.block_]) for x in (ours, theirs)]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import picture, smoothed, write_folders
+from sklearn.metrics import roc_auc_score
 
 from afp import cli
-from afp.data.manifest import read_manifest
+from afp.data.manifest import read_manifest, write_manifest
+from afp.data.splits import use_fold
 from afp.results import metrics, runs
 from afp.results.scores import read_scores
 
@@ -20,6 +23,7 @@ COMMANDS = [
     "manifest",
     "audit",
     "fit",
+    "calibrate",
     "score",
     "evaluate",
     "test",
@@ -79,6 +83,30 @@ def test_every_command_has_help(afp, command):
         (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--set", "colour=1"], "'colour'"),
         (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--set", "with_bytes=7"], "with_bytes is 7"),
         (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--set", "with_bytes"], "expected name=value"),
+        (
+            ["fit", "-d", "vlm-prompt", "--manifest", "MANIFEST", "--set", "answers=no"],
+            "answers is 'no', expected",
+        ),
+        (
+            ["fit", "-d", "clip-prompt", "--manifest", "MANIFEST", "--set", "lr=abc"],
+            "lr is 'abc', expected float",
+        ),
+        (
+            ["fit", "-d", "clip-prompt", "--manifest", "MANIFEST", "--set", "epochs=2.5"],
+            "epochs is 2.5, expected int",
+        ),
+        (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--target-fpr", "2"], "target FPR: 2"),
+        (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--target-fpr", ".1", "--balanced"], "either"),
+        (
+            ["score", "IMAGE", "--run", "RUN", "--threshold", "1.5"],
+            "--threshold: '1.5', expected a number from 0",
+        ),
+        (["score", "IMAGE", "--run", "RUN", "--threshold", "sd2=x"], "--threshold: 'sd2=x'"),
+        (["score", "IMAGE", "--run", "RUN", "--target-fpr", "0.05"], "3 real images are too few"),
+        (
+            ["calibrate", "RUN", "--reals", "IMAGE"],
+            "1 photographs (0 unreadable ones left out): too few",
+        ),
         (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--backbone", "x"], "'backbone'"),
         (["fit", "--manifest", "MANIFEST", "--backbone", "no/such"], "no/such"),
         (["score", "IMAGE", "--run", "nowhere"], "nowhere: no run here"),
@@ -86,7 +114,7 @@ def test_every_command_has_help(afp, command):
         (["score", "IMAGE", "--run", "RUN", "--perturbation", "wobble:3"], "wobble"),
         (["score", "IMAGE", "--run", "RUN", "--out", "BAD"], "not a scores table"),
         (["evaluate", "nowhere.csv"], "nowhere.csv: no such scores table"),
-        (["evaluate", "BAD"], "columns missing"),
+        (["evaluate", "BAD"], "columns missing: score"),
         (["audit", "nowhere.csv"], "nowhere.csv: no such manifest"),
         (["manifest", "nowhere"], "nowhere"),
         (["manifest"], "--real DIR and --fake NAME=DIR"),
@@ -163,6 +191,7 @@ def test_fit_score_evaluate(afp, small_manifest, small_frame, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     fitted = afp("fit", "-d", "spectrum", "-m", small_manifest, "--out", "run")
     assert fitted.code == 0 and "spectrum: 129 trained numbers" in fitted.out and "run: run" in fitted.out
+    assert "too few real images for a rate of 0.05" in fitted.out
 
     scored = afp("score", small_manifest, "--run", "run", "--out", "s.csv", "--perturbation", "jpeg:75")
     assert scored.code == 0 and "36 scored" in scored.out and "0 failed, 0 skipped: s.csv" in scored.out
@@ -171,21 +200,108 @@ def test_fit_score_evaluate(afp, small_manifest, small_frame, tmp_path, monkeypa
 
     shown = afp("evaluate", "s.csv", "--out", "m.json")
     assert shown.code == 0 and "half-twice" in shown.out
-    away = table[table["split"] != "test"]
-    assert f"{len(away)} of 36 rows are left out ({away['split'].eq('train').sum()} train," in shown.err
-    table = table[table["split"] == "test"]
+    met = table["role"] != ""
+    assert f"{met.sum()} of 36 rows are left out ({table['role'].eq('train').sum()} train," in shown.err
+    assert f"{met.sum()} of them, or their photographs, had a part in the fit" in scored.out
+    kept = table[~met]
     found = pd.DataFrame(json.loads(Path("m.json").read_text()))
-    pd.testing.assert_frame_equal(found, metrics.evaluate(table), check_dtype=False)
+    pd.testing.assert_frame_equal(found, metrics.evaluate(kept), check_dtype=False)
     assert afp("evaluate", "s.csv", "--out", "m.csv").code == 0
     found = pd.read_csv("m.csv", keep_default_na=False, na_values={"value": "", "low": "", "high": ""})
-    pd.testing.assert_frame_equal(found, metrics.evaluate(table), check_dtype=False)
+    pd.testing.assert_frame_equal(found, metrics.evaluate(kept), check_dtype=False)
     markdown = afp("evaluate", "s.csv", "--markdown")
     assert markdown.out.startswith("| generator |")
     wrong = afp("evaluate", "s.csv", "--out", "m.xlsx")
     assert wrong.code == 2 and "m.xlsx" in wrong.err
-    away.to_csv("trained.csv", index=False)
+    table[met].to_csv("trained.csv", index=False)
     refused = afp("evaluate", "trained.csv")
-    assert refused.code == 2 and "no row of test" in refused.err
+    assert refused.code == 2 and "no row to evaluate" in refused.err
+    Path("s.csv.unfinished").touch()
+    assert "s.csv: unfinished" in afp("evaluate", "s.csv").err
+
+
+def test_a_runs_own_fold_is_evaluated_and_none_of_its_training_rows(
+    afp, small_manifest, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert afp("fit", "-d", "spectrum", "-m", small_manifest, "--fold", "2", "--out", "run").code == 0
+    assert afp("score", small_manifest, "--run", "run").code == 0
+    shown = afp("evaluate", "scores.csv", "--out", "m.json")
+    expected = use_fold(read_manifest(small_manifest), 2).query("split == 'test'")
+    assert shown.code == 0 and f"{36 - len(expected)} of 36 rows are left out" in shown.err
+    found = pd.DataFrame(json.loads(Path("m.json").read_text())).query("kind == 'real'")
+    assert found["n_real"].eq((expected["label"] == 0).sum()).all()
+
+
+def test_calibration_moves_a_run_to_own_photographs(afp, small_manifest, run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run_folder, "run")
+    Path("mine").mkdir()
+    for i in range(24):
+        picture(200 + i).save(f"mine/{i}.png")
+    Path("mine/notes.txt").touch()
+    few = afp("calibrate", "run", "--reals", "mine", "--target-fpr", ".01")
+    assert few.code == 2 and "24 photographs" in few.err and "at least 100" in few.err
+    done = afp("calibrate", "run", "--reals", "mine", "--target-fpr", ".1")
+    assert done.code == 0 and "of 24 real images of calibration" in done.out and "1 skipped" in done.out
+    content = json.loads(Path("run/config.json").read_text())
+    old = json.loads((run_folder / "config.json").read_text())["threshold"]
+    assert (
+        content["threshold"] != old and content["operating_point"]["rule"] == "a false-positive rate of 0.1"
+    )
+
+    scored = afp("score", "mine", "--run", "run", "--out", "s.csv")
+    table = read_scores("s.csv")
+    assert (
+        scored.code == 0
+        and "2 called fake" in scored.out
+        and set(table["threshold"]) == {content["threshold"]}
+    )
+    assert set(table["role"]) == {"calibration"}
+    assert "of 24 real images fake (calibration)" in afp("score", "mine/0.png", "--run", "run").out
+    afp("score", "mine", "--run", "run", "--out", "s.csv", "--threshold", "0")
+    assert set(read_scores("s.csv")["verdict"]) == {"fake"}
+    afp("score", "mine", "--run", "run", "--out", "s.csv", "--target-fpr", "0.25")
+    assert read_scores("s.csv")["verdict"].eq("fake").sum() == 6
+
+
+def test_an_image_under_the_threshold_is_not_called_real(afp, run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture(0).save("a.png")
+    shown = afp("score", "a.png", "--run", run_folder, "--threshold", "1").out
+    assert "nothing found  P(fake)" in shown
+    assert '"Nothing found" means something for these alone' in shown and "fakes of validation" in shown
+    assert "by half" in shown and '"nothing found" does not mean that an image is real' in shown
+
+
+def test_scores_of_any_detector_are_evaluated(afp, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [(f"{label}/{i}.png", label, (i + 3 * label) / 20) for label in (0, 1) for i in range(12)]
+    table = pd.DataFrame(rows, columns=["path", "label", "score"])
+    table.to_csv("other.csv", index=False)
+    shown = afp("evaluate", "other.csv", "--out", "m.json")
+    found = pd.DataFrame(json.loads(Path("m.json").read_text()))
+    auc = found.query("metric == 'auc' and group == 'fake'")
+    assert shown.code == 0 and auc["detector"].tolist() == ["other"]
+    assert auc["value"].item() == pytest.approx(roc_auc_score(table["label"], table["score"]))
+    assert found.query("metric == 'accuracy_val'")["value"].isna().all()
+    table.assign(generator=["coco"] * 6 + ["flickr"] * 6 + ["sd2"] * 12, kind="diffusion").to_csv(
+        "b.csv", index=False
+    )
+    both = afp("evaluate", "other.csv", "b.csv")
+    assert both.code == 0 and "real images are pooled (coco + flickr)" in both.out
+    table.assign(score=table["score"] * 5).to_csv("logits.csv", index=False)
+    assert "expected P(fake) in [0, 1]" in afp("evaluate", "logits.csv").err
+
+
+def test_swapped_labels_are_met_with_questions(afp, small_manifest, run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    swapped = read_manifest(small_manifest)
+    swapped = swapped.assign(label=1 - swapped["label"], split="test")
+    write_manifest(swapped, "swapped.csv")
+    assert afp("score", "swapped.csv", "--run", run_folder).code == 0
+    shown = afp("evaluate", "scores.csv")
+    assert "'real' is labelled as the other class" in shown.err and "are the labels swapped" in shown.err
 
 
 def test_fit_over_all_folds_leaves_scores_and_metrics(afp, small_manifest, tmp_path, monkeypatch):
@@ -210,7 +326,7 @@ def test_score_ends_with_1_if_a_file_failed(afp, run_folder, tmp_path, monkeypat
     assert "1 scored" in result.out and "1 failed, 1 skipped" in result.out
     assert "images/bad.png" in result.err and "Traceback" not in result.err
     verdict = next(line for line in result.out.splitlines() if line.endswith("good.png"))
-    assert verdict.startswith(("FAKE", "real")) and "P(fake)" in verdict
+    assert verdict.startswith(("FAKE", "nothing found")) and "P(fake)" in verdict
 
 
 def test_the_papers_command_line(afp, run_folder, tmp_path, monkeypatch):

@@ -216,10 +216,16 @@ def test_a_folder_is_fitted_saved_and_loaded(folders, frames, tmp_path, name, ki
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "config"), [("clip-prompt", "dual", {"per_class": True}), ("clip-adapter", "clip", {})]
+    ("name", "kind", "config"),
+    [
+        ("clip-prompt", "dual", {"per_class": True}),
+        ("clip-adapter", "clip", {}),
+        ("clip-adaptprompt", "clip", {"n_context": 4, "lr": 0.003}),
+        ("clip-lora", "clip", {"lr": 0.01}),
+    ],
 )
 def test_training_lowers_the_loss(folders, frames, name, kind, config):
-    config = config | {"backbone": folders[kind], "epochs": 40, "lr": 0.05}
+    config = {"backbone": folders[kind], "epochs": 40, "lr": 0.05} | config
     detector = detectors.create(name, **config).fit(*frames, progress=False)
     losses = detector.history_.groupby("epoch")["loss"].mean()
     assert losses.iloc[-5:].mean() < losses.iloc[0]

@@ -222,7 +222,7 @@ def test_a_data_loader_reads_the_images_in_any_number_of_processes(frame, backbo
     image = preprocess.prepare(frame["file"][4], frame["sha256"][4], Normalisation(size=64), "noise:4")
     expected = backbone.preprocess([preprocess.random_view(image, 32, "5:3:4")])[0]
     assert (batch.image[4] == expected).all()
-    with pytest.raises(UnreadableImages, match="02.png"):
+    with pytest.raises(UnreadableImages, match=r"02\.png"):
         pixels(batch)
     with pytest.raises(ImageError, match="changed"):
         preprocess.prepare(frame["file"][0], frame["sha256"][1], Normalisation())

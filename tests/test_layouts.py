@@ -209,6 +209,7 @@ def test_every_file_is_accounted_for(afp):
     save("set/fake/bare", 302, fake=True, format="PNG")
     save("set/elsewhere.png", 303)
     save("set/real/line\nbreak.png", 304)
+    Path("set/elsewhere.\x1b[31m").write_text("")
     for name in ("set/fake/notes.txt", "set/fake/part.json", "set/fake/b.json", "set/readme.md"):
         Path(name).write_text("BMW and others" if name.endswith("md") else "{}")
     for name in ("set/__MACOSX/real/a.png", "set/real/._a.png", "set/real/.ipynb_checkpoints/a.png"):
@@ -218,15 +219,23 @@ def test_every_file_is_accounted_for(afp):
     code, printed = afp("manifest", "set", "--left-out", "left.csv")
     assert code == 0 and "real: 7" in printed and "fake: 10" in printed
     assert "not taken, fake: 2 .json, 1 .txt, such as set/fake/" in printed
-    assert "not taken, outside of the layout: 1 no class word in its path, 1 .md" in printed
+    for reason in ("1 no class word in its path", "1 .md", "1 no extension"):
+        assert reason in printed.split("outside of the layout: ")[1].split(", such as")[0]
     assert (
         "1 images cannot be used, such as unreadable: " in printed
         and "empty.png: empty file; --drop" in printed
     )
-    assert "line\nbreak" not in printed
+    assert "line\nbreak" not in printed and "\x1b[31m" not in printed
     left = pd.read_csv("left.csv")
-    assert len(left) == 6 and set(left["reason"]) == {
-        *(".txt", ".json", ".md", "no class word in its path", "name is not UTF-8 or has control characters"),
+    assert len(left) == 7 and set(left["reason"]) == {
+        *(
+            ".txt",
+            ".json",
+            ".md",
+            "no extension",
+            "no class word in its path",
+            "name is not UTF-8 or has control characters",
+        ),
     }
     code, printed = afp("manifest", "set", "--drop-unreadable")
     assert code == 0 and "unreadable: 10% of fake, 14% of real" in printed

@@ -5,9 +5,11 @@ import pandas as pd
 import pytest
 from scipy.interpolate import interp1d
 from scipy.optimize import brentq
+from scipy.stats import binomtest
 from sklearn import metrics as sk
 
-from afp.detectors.operating_point import choose_threshold
+from afp.detectors.operating_point import choose_threshold, false_positive_rate, fewest_for, threshold_at_fpr
+from afp.errors import AfpError
 from afp.results import metrics
 from afp.results.metrics import METRICS, Estimate, check_scores, compute, evaluate, paired_difference
 
@@ -41,6 +43,14 @@ def table(n_sources=12, tiles=3, generators=("gan-a", "gan-b", "up"), seed=0, sh
                     }
                 )
     return pd.DataFrame(rows).assign(**columns)
+
+
+def within_folds(rows: pd.DataFrame, metric) -> float:
+    return np.mean([metric(part) for _, part in rows.groupby("fold")])
+
+
+def auc(rows: pd.DataFrame) -> float:
+    return sk.roc_auc_score(rows.label, rows.score)
 
 
 def pick(results, group, metric="auc", kind=None, against="real") -> Estimate:
@@ -105,8 +115,8 @@ def test_one_of_twenty_is_allowed_at_five_percent():
 def test_weights_equal_rows_repeated():
     df = check_scores(table())
     columns = [df[c].to_numpy() for c in ("label", "score", "threshold")]
-    is_real = df["label"].to_numpy() == 0
-    weights = np.concatenate(list(metrics._resamples(df["source"].to_numpy(), is_real, 20, 0)))
+    source, names = pd.factorize(df["source"])
+    weights = metrics._resample(source, len(names), df["label"].to_numpy() == 0, 20, 0)[:, source]
     assert weights.shape == (21, len(df)) and (weights[0] == 1).all()
     assert (weights[1:].sum(1) == len(df)).all(), "equal sources: a replicate has as many rows as the data"
     together = compute(*columns, weights)
@@ -117,17 +127,16 @@ def test_weights_equal_rows_repeated():
         assert (pd.Series(w).groupby(df["source"]).nunique() == 1).all(), "a source comes whole"
 
 
-def test_values_come_from_the_rows():
+def test_values_come_from_the_rows_of_each_fold():
     df = table()
     results = evaluate(df, n_boot=50)
     df = df.set_index("generator")
     aucs = {}
     for generator in ("gan-a", "gan-b", "up"):
         for against in ("real", "real-resampled"):
-            rows = df.loc[[against, generator]]
-            auc = sk.roc_auc_score(rows.label, rows.score)
-            aucs[generator, against] = auc
-            assert pick(results, generator, against=against).value == pytest.approx(auc)
+            aucs[generator, against] = within_folds(df.loc[[against, generator]], auc)
+            found = pick(results, generator, against=against).value
+            assert found == pytest.approx(aucs[generator, against])
     for against in ("real", "real-resampled"):
         b, up = aucs["gan-b", against], aucs["up", against]
         for group, kind, expected in (
@@ -137,9 +146,9 @@ def test_values_come_from_the_rows():
             ("mean held-in", "all", aucs["gan-a", against]),
         ):
             assert pick(results, group, kind=kind, against=against).value == pytest.approx(expected)
-    real = df.loc["real"]
     rate = pick(results, "real", "false_positive_rate_val", against="")
-    assert rate.value == pytest.approx((real.score >= real.threshold).mean())
+    expected = within_folds(df.loc["real"], lambda rows: (rows.score >= rows.threshold).mean())
+    assert rate.value == pytest.approx(expected)
     assert rate.low < rate.value < rate.high
     worst = max(pick(results, g, "eer").value for g in ("gan-b", "up"))
     assert pick(results, "max held-out", "eer", "all").value == worst
@@ -148,6 +157,71 @@ def test_values_come_from_the_rows():
     assert results.query("group == 'mean held-out' and kind == 'all'").n_fake.eq(72).all()
     assert (results.low <= results.value + 1e-12).mean() > 0.95
     assert (results.high >= results.value - 1e-12).mean() > 0.95
+
+
+def test_scores_of_different_models_are_no_common_scale():
+    """Three folds rank perfectly, each on a scale of its own."""
+    df = table()
+    moved = df.assign(score=0.3 * df.fold + 0.1 * df.label + df.score / 100)
+    assert auc(moved[moved.generator.isin(["real", "up"])]) < 0.9
+    found = pick(evaluate(moved, n_boot=50), "up")
+    assert (found.value, found.low, found.high) == (1, 1, 1)
+    assert pick(evaluate(moved.assign(fold=0), n_boot=5), "up").value < 0.9
+    in_one_fold = moved[(moved.label == 0) | (moved.fold == 1)]  # the other folds have no value
+    assert pick(evaluate(in_one_fold, n_boot=50), "up").value == 1
+
+
+def test_real_images_are_known_by_their_label():
+    df = table().query("generator != 'real-resampled'")
+    results = evaluate(df, n_boot=20)
+    named = df.assign(generator=df.generator.replace("real", "coco"))
+    renamed = evaluate(named, n_boot=20)
+    fakes = renamed[renamed.kind != "real"]
+    assert set(fakes.against) == {"real"} and set(fakes.reals) == {"coco"}
+    same = [c for c in results if c != "reals"]
+    pd.testing.assert_frame_equal(fakes[same], results.loc[results.kind != "real", same])
+    two = named.assign(
+        generator=named.generator.mask(named.path.str.endswith("-0.png") & (named.label == 0), "flickr")
+    )
+    pooled = evaluate(two, n_boot=20)
+    assert set(pooled.reals[pooled.kind != "real"]) == {"coco + flickr"}
+    assert pick(pooled, "up") == pick(results, "up")
+    assert {"coco", "flickr"} <= set(pooled.group[pooled.kind == "real"])
+
+
+def test_a_set_pairs_a_generator_with_its_own_real_images():
+    df = table(fold=0).query("generator != 'real-resampled'")
+    reals = df.generator == "real"
+    first = df.generator.eq("up") | (reals & df.path.str.endswith("-0.png"))
+    paired = df.assign(set=np.where(first, "a", "b"))
+    results = evaluate(paired, n_boot=20)
+    assert pick(results, "up").value == pytest.approx(auc(df[first]))
+    assert pick(results, "gan-b").value == pytest.approx(auc(df[~first & (df.generator != "gan-a")]))
+    assert set(results.reals[results.group == "up"]) == {"real of set a"}
+    assert set(results.reals[results.group == "mean held-out"]) >= {"each generator's own"}
+    lonely = evaluate(paired.assign(set=paired.set.where(~reals, "")), n_boot=5)
+    assert set(lonely.reals) == {"real"}  # no real image in its set: all of them
+
+
+def test_a_generator_with_its_own_threshold_judges_the_real_images_by_it():
+    df = table(fold=0, threshold=0.5)
+    own = df.assign(threshold=df.threshold.where(df.generator != "up", 0.8))
+    rows = df[df.generator.isin(["real", "up"])]
+    found = pick(evaluate(own, n_boot=2), "up", "accuracy_val")
+    assert found.value == pytest.approx(((rows.score >= 0.8) == rows.label).mean())
+    assert pick(evaluate(own, n_boot=2), "gan-b", "accuracy_val") == pick(
+        evaluate(df, n_boot=2), "gan-b", "accuracy_val"
+    )
+
+
+def test_swapped_labels_are_met_with_a_question():
+    df = table(shift=3.0)
+    assert not metrics.questions(evaluate(df, n_boot=50))
+    swapped = evaluate(df.assign(label=1 - df.label), n_boot=50)
+    assert swapped.query("metric == 'auc' and group == 'real'").value.notna().all()
+    *names, low = metrics.questions(swapped)
+    assert [text.split("'")[1] for text in names] == ["real", "real-resampled"]
+    assert "probe: AUC of real" in low and "labels swapped" in low
 
 
 def test_order_of_rows_changes_nothing():
@@ -159,7 +233,7 @@ def test_order_of_rows_changes_nothing():
 def test_parts_of_replicates_change_nothing_but_memory(monkeypatch):
     df = table(n_sources=6)
     whole = evaluate(df, n_boot=30)
-    monkeypatch.setattr(metrics, "_CHUNK", 7 * len(df))
+    monkeypatch.setattr(metrics, "_CHUNK", 7 * len(df))  # weights
     pd.testing.assert_frame_equal(whole, evaluate(df, n_boot=30))
 
 
@@ -213,10 +287,11 @@ def test_copies_of_a_photograph_do_not_narrow_the_interval():
 
 
 def test_intervals_cover_the_truth():
-    truth = pick(evaluate(table(n_sources=4000, tiles=1, seed=99), n_boot=2), "gan-b").value
+    one = {"generators": ("gan-b",), "fold": 0}
+    truth = pick(evaluate(table(n_sources=3000, tiles=1, seed=99, **one), n_boot=2), "gan-b").value
     inside = 0
     for seed in range(40):
-        found = pick(evaluate(table(n_sources=40, tiles=2, seed=seed), n_boot=200), "gan-b")
+        found = pick(evaluate(table(n_sources=40, tiles=2, seed=seed, **one), n_boot=200), "gan-b")
         inside += found.low <= truth <= found.high
     assert 34 <= inside <= 40
 
@@ -300,6 +375,7 @@ def test_paired_difference_refuses_other_images(change, message):
         (lambda a: a.assign(label=np.nan), "label: nan"),
         (lambda a: a.assign(score=a.score + 0.5), "score: 1.* expected P"),
         (lambda a: a.assign(score="high"), "column 'score' must hold numbers"),
+        (lambda a: a.assign(threshold=1.5), "threshold 1.5, expected 0 to 1"),
         (lambda a: pd.concat([a, a.iloc[[5]]]), "real-resampled/00-2.png.* more than once"),
     ],
 )
@@ -320,10 +396,36 @@ def test_threshold_is_the_best_and_never_degenerate():
     assert choose_threshold([0, 1], [np.nextafter(1.0, 0), 1.0]) == 1.0
     assert choose_threshold([0, 1, 0, 1], [0.1, 0.2, 0.3, 0.9]) == pytest.approx(0.6)  # the wider gap
     rng = np.random.default_rng(0)
-    for _ in range(10):
+    for _ in range(6):
         y = rng.permutation([0] * 20 + [1] * 7)
         p = np.round(np.clip(rng.normal(0.4 + 0.2 * y, 0.3), 0, 1), 2)
         t = choose_threshold(y, p)
-        grid = [sk.balanced_accuracy_score(y, p >= x) for x in np.linspace(0.005, 0.995, 100)]
-        assert sk.balanced_accuracy_score(y, p >= t) == pytest.approx(max(grid), abs=1e-9) or max(grid) == 0.5
+        grid = [sk.balanced_accuracy_score(y, p >= x) for x in np.linspace(0.005, 0.995, 34)]
+        assert sk.balanced_accuracy_score(y, p >= t) >= max(grid) - 1e-9
         assert 0 < (p >= t).sum() < len(p)
+
+
+def test_a_threshold_keeps_its_false_positive_rate_and_is_no_higher_than_it_must_be():
+    rng = np.random.default_rng(0)
+    for n in (20, 33, 60, 200):
+        for decimals in (2, 6):  # with ties and without
+            p = np.round(rng.beta(1, 4, n), decimals)
+            for target in (0.05, 0.1):
+                t = threshold_at_fpr(p, target)
+                assert (p >= t).mean() <= target
+                below = p[p < t].max()
+                assert (p >= below).mean() > target
+    assert fewest_for(0.05) == 20 and fewest_for(0.3) == 4
+    with pytest.raises(AfpError, match=r"19 real images are too few .* expected 20"):
+        threshold_at_fpr(np.linspace(0, 1, 19), 0.05)
+    with pytest.raises(AfpError, match="target FPR: 5, expected a number between 0 and 1"):
+        threshold_at_fpr(np.linspace(0, 1, 50), 5)
+
+
+def test_a_false_positive_rate_has_the_interval_of_its_photographs():
+    called = np.arange(40) < 3
+    exact = binomtest(3, 40).proportion_ci()
+    assert false_positive_rate(called, np.arange(40)) == pytest.approx((3 / 40, exact.low, exact.high))
+    rate, low, high = false_positive_rate(called, np.arange(40) // 4)
+    assert rate == 3 / 40 and low < exact.low and high > exact.high
+    assert false_positive_rate(~called & called, np.arange(40))[2] > 0.05

@@ -120,7 +120,7 @@ def test_it_opens_with_question_parameters_and_imports(path):
 @pytest.mark.parametrize("path", CHAPTERS, **IDS)
 def test_parameters_are_typed_explained_and_plain(path):
     helps = workbook.parameters(path)
-    assert helps and all(helps.values())
+    assert helps and all(p.help for p in helps.values())
     (cell,) = [c for c in cells(path, "code") if c.metadata.get("tags")]
     for node in ast.parse(cell.source).body:
         assert isinstance(node, ast.AnnAssign), ast.unparse(node)

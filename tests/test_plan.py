@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    InstructBlipConfig,
-    InstructBlipForConditionalGeneration,
-    LlamaConfig,
-    T5Config,
-)
+from test_attacks import tiny  # noqa: F401
+from transformers import CLIPConfig, InstructBlipConfig, LlamaConfig, T5Config
 from typer.testing import CliRunner
 
 from afp.cli import app, dry_run
 from afp.data import audit
-from afp.detectors.vlm_prompt import VlmPrompt
 from afp.errors import AfpError
 from afp.models import backbones
 from afp.paths import NOTEBOOKS, ROOT
@@ -65,19 +56,12 @@ def _findings(values: dict[str, str], name: str = "06_test_robustness") -> dict[
     return {f.check.split()[-1]: f for f in dry_run.check_notebooks([notebook], {notebook.stem: values})}
 
 
-def test_what_is_there_is_found_and_what_it_costs_is_counted(
-    small_manifest, small_frame, tmp_path, monkeypatch
-):
-    values = {
-        "manifest_path": str(small_manifest),
-        "backbone": "demo-clip",
-        "detectors": "linear-probe, spectrum",
-    }
-    (tmp_path / "weights" / "demo-clip").mkdir(parents=True)
-    monkeypatch.setenv("AFP_DATA", str(tmp_path))
+def test_what_is_there_is_found_and_what_it_costs_is_counted(tiny, small_manifest, small_frame):  # noqa: F811
+    """Backbones in folders are measured too, from their config."""
+    values = {"manifest_path": str(small_manifest), "backbone": tiny, "detectors": "linear-probe, spectrum"}
     found = _findings(values | {"perturbations": "jpeg:75,blur:1", "augment": "jpeg:50"})
     assert found["data"].ok and found["weights"].ok and found["disk"].ok
-    assert f"{len(small_frame)} images x 4 passes" in found["time"].detail
+    assert f"{4 * len(small_frame)} views of images" in found["time"].detail
 
 
 def test_a_vision_language_model_is_counted_with_its_tokens_and_a_fit(
@@ -86,135 +70,88 @@ def test_a_vision_language_model_is_counted_with_its_tokens_and_a_fit(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(backbones, "best_device", lambda: torch.device("cpu"))
     n, n_train = len(small_frame), (small_frame["split"] == "train").sum()
-    values = {
-        "manifest_path": str(small_manifest),
-        "backbone": "instructblip-vicuna-7b",
-        "preset": "antifakeprompt",
-    }
+    data = {"manifest_path": str(small_manifest)}
+    values = data | {"backbone": "instructblip-vicuna-7b", "preset": "antifakeprompt"}
     found = _findings(values, "02_train_soft_prompt")
-    assert f"{n} images x 1 passes x 0.51 TFLOP" in found["time"].detail
-    assert (
-        f"10 epochs x {n_train} training images x 2 (forward, gradient) x 0.59 TFLOP"
-        in found["training"].detail
-    )
+    assert f"{n} views of images x 0.51 TFLOP" in found["time"].detail
+    expected = f"10 epochs x {n_train} training images x 2 (forward, gradient) x 0.59 TFLOP"
+    assert expected in found["training"].detail
     assert f"need {n * 2 * 257 * 1408 / 2**30:.2g} GiB" in found["disk"].detail
     assert "needs 15 x 1.25 + 1 GiB" in found["memory"].detail
     assert not _findings(values | {"preset": "paper"}, "02_train_soft_prompt")["training"].ok
-    beside = _findings(
-        {"manifest_path": str(small_manifest), "vlm": values["backbone"]}, "05_map_feature_space"
-    )
-    assert f"{VlmPrompt.demo_recipe.epochs} epochs" in beside["training"].detail
-    assert "hf download Salesforce/" in beside["weights"].detail
-    assert "training" not in _findings(
-        {"manifest_path": str(small_manifest), "vlm": ""}, "05_map_feature_space"
-    )
-
-
-def test_tokens_that_do_not_fit_into_memory_are_found(small_manifest, monkeypatch):
-    monkeypatch.setattr(backbones, "best_device", lambda: torch.device("cpu"))
-    monkeypatch.setitem(dry_run.SIZES, "demo-clip", dry_run.BackboneSize(1e6, 1e6, 200, 2**42))
-    found = _findings({"manifest_path": str(small_manifest), "backbone": "demo-clip"})
-    assert not found["memory"].ok and "take fewer images" in found["memory"].detail
+    beside = _findings(data | {"vlm": values["backbone"]}, "05_map_feature_space")
+    assert " epochs x " in beside["training"].detail and "hf download Salesforce/" in beside["weights"].detail
+    assert "training" not in _findings(data | {"vlm": ""}, "05_map_feature_space")
 
 
 def test_what_is_missing_is_named_with_its_mend(small_manifest, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     nowhere = tmp_path / "nowhere.csv"
     found = _findings({"manifest_path": str(nowhere), "backbone": "nobody/nothing", "detectors": "best"})
-    assert (
-        not found["data"].ok and str(nowhere) in found["data"].detail and "Full size" in found["data"].detail
-    )
+    assert not found["data"].ok
+    assert str(nowhere) in found["data"].detail and "Full size" in found["data"].detail
     assert not found["weights"].ok and "hf download nobody/nothing" in found["weights"].detail
-    assert not found["detectors"].ok and "'best'" in found["detectors"].detail
-    (tmp_path / "m.csv").write_text(small_manifest.read_text())  # its images are elsewhere
-    found = _findings({"manifest_path": str(tmp_path / "m.csv")})
-    assert not found["data"].ok and "36 of 36 images are missing" in found["data"].detail
-    found = _findings({"manifest_path": str(small_manifest), "kinds": "unknown, GAN"})
-    assert not found["names"].ok
-    assert "no kind 'GAN' in the manifest, expected some of real, unknown" in found["names"].detail
-    assert "names" not in _findings(
-        {"manifest_path": str(small_manifest), "generators": "real,half", "kind": "all"}
-    )
-    found = _findings({"manifest_path": str(nowhere)})
+    assert not found["names"].ok and "'best'" in found["names"].detail
     assert "not counting the manifests that are missing" in found["disk"].detail
+    (tmp_path / "m.csv").write_text(small_manifest.read_text())  # its images are elsewhere
+    found = _findings({"manifest_path": str(tmp_path / "m.csv"), "backbone": str(tmp_path)})
+    assert not found["data"].ok and "36 of 36 images are missing" in found["data"].detail
+    assert not found["weights"].ok and str(tmp_path) in found["weights"].detail
+    found = _findings({"manifest_path": str(small_manifest), "kinds": "unknown, GAN"})
+    assert "kinds: there is no 'GAN', expected some of real, unknown" in found["names"].detail
+    asked = {"manifest_path": str(small_manifest), "generators": "real,half", "kind": "all"}
+    assert "names" not in _findings(asked)
 
 
 def test_a_model_or_features_without_room_are_found(small_manifest, monkeypatch):
-    huge = dry_run.BackboneSize(1e15, 1e9, 200, 2**50)
-    monkeypatch.setitem(dry_run.SIZES, "demo-clip", huge)
-    found = _findings({"manifest_path": str(small_manifest), "backbone": "demo-clip"})
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setitem(dry_run.SIZES, "clip-vit-l14", dry_run.BackboneSize(1e15, 1e9, 200, 2**50))
+    found = _findings({"manifest_path": str(small_manifest), "backbone": "clip-vit-l14"})
     assert not found["disk"].ok and not found["memory"].ok
 
 
-@pytest.mark.parametrize(
-    ("name", "vision", "text"),
-    [
-        ("clip-vit-l14", (1024, 4096, 24, 16, 14, 768), (768, 3072, 12, 12)),
-        ("clip-vit-b32", (768, 3072, 12, 12, 32, 512), (512, 2048, 12, 8)),
-    ],
-)
-def test_the_sizes_of_towers_are_those_of_the_models(name, vision, text):
-    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    config = CLIPConfig(
-        vision_config=CLIPVisionConfig(
-            **dict(zip((*keys, "patch_size", "projection_dim"), vision, strict=True))
-        ),
-        text_config=CLIPTextConfig(**dict(zip(keys, text, strict=True))),
-        projection_dim=vision[-1],
-    )
-    with torch.device("meta"):
-        model = CLIPModel(config)
-    tower, count = dry_run.SIZES[name], lambda part: sum(p.numel() for p in part.parameters())
-    assert tower.n_parameters == pytest.approx(count(model), rel=0.01)
-    assert tower.n_tower == pytest.approx(count(model.vision_model), rel=0.01)
-    assert tower.n_tokens == (224 // vision[4]) ** 2 + 1
-    assert tower.cached == 2 * ((vision[2] + 1) * vision[0] + vision[-1])
+LLAMA = {"vocab_size": 32001, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+T5 = {
+    "d_model": 2048,
+    "d_ff": 5120,
+    "num_layers": 24,
+    "num_heads": 32,
+    "d_kv": 64,
+    "tie_word_embeddings": False,
+}
+CONFIGS = {
+    "clip-vit-l14": lambda: CLIPConfig(
+        vision_config={
+            **{
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 16,
+            },
+            **{"patch_size": 14, "projection_dim": 768},
+        },
+        text_config={"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+        projection_dim=768,
+    ),
+    "clip-vit-b32": lambda: CLIPConfig(vision_config={"patch_size": 32}),
+    "instructblip-vicuna-7b": lambda: _instructblip(LlamaConfig(**LLAMA)),
+    "instructblip-flan-t5-xl": lambda: _instructblip(T5Config(**T5, feed_forward_proj="gated-gelu")),
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "language"),
-    [
-        (
-            "instructblip-vicuna-7b",
-            LlamaConfig(
-                vocab_size=32001,
-                hidden_size=4096,
-                intermediate_size=11008,
-                num_hidden_layers=32,
-                num_attention_heads=32,
-            ),
-        ),
-        (
-            "instructblip-flan-t5-xl",
-            T5Config(
-                d_model=2048,
-                d_ff=5120,
-                num_layers=24,
-                num_heads=32,
-                d_kv=64,
-                feed_forward_proj="gated-gelu",
-                tie_word_embeddings=False,
-            ),
-        ),
-    ],
-)
-def test_the_sizes_of_vision_language_models_are_theirs(name, language):
-    config = InstructBlipConfig(
-        vision_config={},
-        qformer_config={"vocab_size": 30523, "encoder_hidden_size": 1408},
-        text_config=language.to_dict(),
-        num_query_tokens=32,
-        image_token_index=4,
-    )
-    with torch.device("meta"):
-        model = InstructBlipForConditionalGeneration(config)
-    tower, count = dry_run.SIZES[name], lambda part: sum(p.numel() for p in part.parameters())
-    assert tower.n_parameters == pytest.approx(count(model), rel=0.02)
-    assert tower.n_tower == pytest.approx(count(model.vision_model), rel=0.02)
-    assert tower.n_language == pytest.approx(count(model.language_model), rel=0.02)
-    vision = config.vision_config
-    assert tower.n_tokens == (vision.image_size // vision.patch_size) ** 2 + 1
-    assert tower.cached == 2 * tower.n_tokens * vision.hidden_size
+def _instructblip(language):
+    qformer = {"vocab_size": 30523, "encoder_hidden_size": 1408}
+    parts = {"vision_config": {}, "qformer_config": qformer, "text_config": language.to_dict()}
+    return InstructBlipConfig(**parts, num_query_tokens=32, image_token_index=4)
+
+
+@pytest.mark.parametrize("name", dry_run.SIZES)
+def test_the_sizes_of_models_are_those_of_their_configs(name, tmp_path):
+    CONFIGS[name]().save_pretrained(tmp_path)
+    found, stated = dry_run.BackboneSize.of(tmp_path), dry_run.SIZES[name]
+    assert (found.n_tokens, found.cached) == (stated.n_tokens, stated.cached)
+    for field in ("n_parameters", "n_tower", "n_language"):
+        assert getattr(found, field) == pytest.approx(getattr(stated, field), rel=0.02), field
 
 
 def test_the_command_runs_nothing_and_fails_where_something_is_missing(tmp_path):

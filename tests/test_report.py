@@ -107,7 +107,7 @@ def test_the_page_stands_alone_and_escapes_names(run, images, tmp_path):
     assert not re.search(r"//\w", re.sub(r"data:[^\"]*", "", text))
     pictures = [i["src"][:23] for i in page.find_all("img")]
     assert (
-        pictures == ["data:image/jpeg;base64,"] * 2 and "Beside each picture" not in text
+        pictures == ["data:image/webp;base64,"] * 2 and "Beside each picture" not in text
     )  # no maps: no patches
     assert not page.find(onerror=True)
     rows = [[cell.get_text() for cell in row.find_all("td")] for row in page.select("tbody tr")]

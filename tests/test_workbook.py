@@ -38,7 +38,8 @@ def printed(path: Path) -> str:
 
 def test_parameters_are_read_with_their_help(tmp_path):
     found = workbook.parameters(write(tmp_path))
-    assert found == {"n": "how many", "name": "whose # one", "rate": ""}
+    assert {name: p.help for name, p in found.items()} == {"n": "how many", "name": "whose # one", "rate": ""}
+    assert [p.inferred_type_name for p in found.values()] == ["int", "str", "float"]
 
 
 def test_a_notebook_without_one_parameters_cell_is_refused(tmp_path):
@@ -55,7 +56,7 @@ def test_a_notebook_without_one_parameters_cell_is_refused(tmp_path):
 def test_a_run_takes_parameters_with_their_types(tmp_path):
     path = write(tmp_path, "print([n, name, rate, extra])", parameters=PARAMETERS + "\nextra = ''")
     before = path.read_bytes()
-    values = {"n": "7", "name": "a b=c", "rate": "1e-3", "extra": "none"}
+    values = {"n": "7", "name": "a b=c", "rate": "1e-3", "extra": "null"}
     done = workbook.execute(path, values, tmp_path / "out")
     assert done == tmp_path / "out" / path.name
     assert printed(done).strip() == "[7, 'a b=c', 0.001, None]"

@@ -3,32 +3,116 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from . import attack, checkpoint, data, detect, notebooks
+from ..errors import AfpError
+from .echo import echo
+
+# Command -> its module, and its line in the help. A module is imported when its command is called.
+COMMANDS = {
+    "doctor": ("data", "Check versions, memory, device, weights and data."),
+    "demo": ("data", "Build the demo benchmark and the embedded weights, once."),
+    "manifest": ("data", "Make a manifest from folders."),
+    "audit": ("data", "Check a manifest: leaks, duplicates, unreadable files, shortcuts."),
+    "fit": ("detect", "Train a detector; validation picks its hyperparameters and its threshold."),
+    "calibrate": ("detect", "Move a run's threshold to your own photographs."),
+    "score": ("detect", "Score images with a run: P(fake), a row each."),
+    "evaluate": ("detect", "Metrics with 95 % intervals, per generator."),
+    "test": ("detect", "AntifakePrompt's own command line: a verdict, or accuracy over two folders."),
+    "attack": ("attack", "Make a test set of attacked photographs."),
+    "import-checkpoint": ("checkpoint", "Make a run of a released pseudo-word, or the reverse."),
+    "run": ("notebooks", "Execute notebooks headlessly with papermill."),
+    "gallery": ("notebooks", "Executed notebooks and figures as static pages that need no network."),
+}
+KEPT = {
+    "demo": "the images made so far are kept",
+    "score": "the rows scored so far are kept",
+    "run": "the notebooks executed so far are kept",
+}
+
+
+class _Commands(TyperGroup):
+    """The commands by name; says what an interruption left."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = {name: TyperCommand(name, help=text) for name, (_, text) in COMMANDS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if name not in COMMANDS:
+            return name, command, rest
+        module = import_module(f".{COMMANDS[name][0]}", __package__)
+        single = typer.Typer(add_completion=False)
+        single.command(name)(getattr(module, name.replace("-", "_")))
+        return name, typer.main.get_command(single), rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            kept = KEPT.get(ctx.invoked_subcommand, "nothing was replaced or left half-written")
+            echo(f"\ninterrupted: {kept}; the same command goes on from there", fg="yellow", err=True)
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Detect AI-generated images with vision-language models of which almost nothing is trained.",
 )
-for command in (
-    *(data.doctor, data.demo, data.manifest, data.audit),
-    *(detect.fit, detect.calibrate, detect.score, detect.evaluate, detect.test),
-    *(attack.attack, checkpoint.import_checkpoint, notebooks.run, notebooks.gallery),
-):
-    app.command()(command)
 
 
-def main() -> None:
-    """Entry point: known errors become one line and exit status 2, an interruption 130."""
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show every error's traceback.")] = False,
+) -> None:
+    """`main` reads them."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: what is the user's or the machine's to mend becomes one line and exit status 2.
+
+    An error of the program itself keeps its traceback, and so does everything on the GPU. An interruption ends with
+    status 130.
+
+    Args:
+        arguments: default those of the process.
+    """
+    arguments = _join_parameters(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # where a terminal's encoding lacks a character
     try:
-        app(notebooks.join_parameters(sys.argv[1:]))
-    except (ValueError, OSError, RuntimeError) as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+        app(arguments)
+    except Exception as error:
+        if "--debug" in arguments[:1] or not _is_expected(error):
+            raise
+        echo(f"error: {error}", fg="red", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.secho("interrupted; the same command goes on where it stopped", fg="yellow", err=True)
-        sys.exit(130)
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether files, settings or the disk are at fault, and not this program."""
+    from safetensors import SafetensorError
+
+    return isinstance(error, AfpError | OSError | SafetensorError)
+
+
+def _join_parameters(arguments: list[str]) -> list[str]:
+    """papermill's ``-p name value`` as ``-p name=value``: typer knows no repeatable option of two values."""
+    joined: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        joined.append(argument)
+        if argument in ("-p", "--parameter"):
+            name = next(rest, "")
+            value = None if "=" in name else next(rest, None)
+            joined.append(name if value is None else f"{name}={value}")
+    return joined

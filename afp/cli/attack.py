@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from .echo import echo
+
 
 def attack(
     kind: Annotated[str, typer.Argument(help="pgd | fgsm | poison | patch | blended")],
@@ -28,7 +30,9 @@ def attack(
     seed: Annotated[int, typer.Option(help="Random start, blended pattern.")] = 0,
 ) -> None:
     """Attack a manifest's photographs: images and a manifest; the attacked ones are fakes of kind 'attack'."""
+    from ..data.manifest import read_manifest
     from ..errors import AfpError
+    from ..studies.attack_sets import make_attack_set, read_record
     from ..studies.attacks import Settings
 
     try:
@@ -36,16 +40,13 @@ def attack(
     except (ValueError, ZeroDivisionError):
         raise AfpError(f"--epsilon: {epsilon!r}, expected a number such as 8/255 or 0.03") from None
     settings = Settings(kind, budget, steps, size, seed)
-    from ..data.manifest import read_manifest
-    from ..studies.attack_sets import make_attack_set, read_record
-
     frame = make_attack_set(
         read_manifest(manifest), out, settings, per_source=per_source, backbone=backbone, dtype=dtype
     )
     record = read_record(out)
     success = record["success_rate"]
-    typer.echo(f"victim: {record['victim'] or 'none, a trigger works on a model that was trained on it'}")
+    echo(f"victim: {record['victim'] or 'none, a trigger works on a model that was trained on it'}")
     if success is not None:
-        typer.echo(f"success: {success:.0%} of {record['n']} stored images")
-    typer.echo(f"largest change: {record['largest_change']} of 255 grey levels")
-    typer.echo(f"{len(frame)} images: {out / 'manifest.csv'}")
+        echo(f"success: {success:.0%} of {record['n']} stored images")
+    echo(f"largest change: {record['largest_change']} of 255 grey levels")
+    echo(f"{len(frame)} images: {out / 'manifest.csv'}")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .echo import echo
+
 
 def import_checkpoint(
     file: Annotated[
@@ -39,12 +41,15 @@ def import_checkpoint(
     """Make a run of weights that others released, to score with like an own one; or, with --export, the reverse."""
     from ..detectors import released
     from ..errors import ModelError
+    from ..files import CHECKPOINT, check_folder, check_output
 
     if export and not out:
-        typer.echo(f"checkpoint: {released.export_checkpoint(export, file)}")
+        check_output(file, CHECKPOINT, [export])
+        echo(f"checkpoint: {released.export_checkpoint(export, file)}")
         return
     if export or not out:
         raise ModelError("give either --out (FILE becomes a run) or --export (a run becomes FILE)")
     config = dict(pair.partition("=")[::2] for pair in settings or [])
+    check_folder(out, "afp import-checkpoint", [file])
     folder, note = released.import_checkpoint(file, out, backbone, threshold, **config)
-    typer.echo(f"run: {folder}" + (f"\nnote: {note}" if note else ""))
+    echo(f"run: {folder}" + (f"\nnote: {note}" if note else ""))

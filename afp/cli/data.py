@@ -7,12 +7,10 @@ from typing import Annotated
 
 import pandas as pd
 import typer
-from rich.table import Table
-from rich.text import Text
-from rich.tree import Tree
 
-from ..files import written_whole
-from .screen import console, print_findings, print_frame
+from ..files import LEFT_OUT, MANIFEST, check_output, written_whole
+from .echo import echo, print_table, print_tree
+from .screen import print_findings, print_frame
 
 
 def doctor() -> None:
@@ -30,18 +28,16 @@ def demo() -> None:
 
     path = benchmark.build_benchmark()
     frame = read_manifest(path)
-    table = Table("generator", "kind", "label", "images", "sources")
+    rows = []
     for (label, kind, generator), part in frame.groupby(["label", "kind", "generator"], sort=True):
         if kind in benchmark.WILD:
             continue
-        table.add_row(
-            generator, kind, "fake" if label else "real", str(len(part)), str(part["source"].nunique())
-        )
+        rows.append((generator, kind, "fake" if label else "real", len(part), part["source"].nunique()))
     for kind, part in frame[frame["kind"].isin(benchmark.WILD)].groupby("kind"):
         generators = f"wild: {part['generator'].nunique()} generators"
-        table.add_row(generators, kind, "fake", str(len(part)), str(part["source"].nunique()))
-    console.print(table)
-    typer.echo(f"{len(frame)} images: {path}")
+        rows.append((generators, kind, "fake", len(part), part["source"].nunique()))
+    print_table(("generator", "kind", "label", "images", "sources"), rows)
+    echo(f"{len(frame)} images: {path}")
 
 
 def manifest(
@@ -91,6 +87,9 @@ def manifest(
     from ..data.manifest import write_manifest
     from ..errors import DataError
 
+    check_output(out, MANIFEST, inputs or [])
+    if left_out:
+        check_output(left_out, LEFT_OUT, inputs or [])
     if layout not in layouts.LAYOUTS:
         raise DataError(f"--layout: {layout!r}, expected {' | '.join(layouts.LAYOUTS)}")
     if bool(inputs) == bool(real or fake):
@@ -116,9 +115,9 @@ def manifest(
     if left_out:
         with written_whole(left_out) as partial:
             pd.DataFrame(listing.left_out, columns=["file", "group", "reason"]).to_csv(partial, index=False)
-        typer.echo(f"left out: {left_out}")
+        echo(f"left out: {left_out}")
     write_manifest(frame, out)
-    typer.echo(f"{len(frame)} images: {out}")
+    echo(f"{len(frame)} images: {out}")
 
 
 def _named(texts: list[str], default: str) -> list[tuple[str, Path]]:
@@ -139,23 +138,21 @@ def _named(texts: list[str], default: str) -> list[tuple[str, Path]]:
 
 def _print_listing(frame: pd.DataFrame, left_out: list, notes: list[str]) -> None:
     """What was understood, as a tree: classes, generators, sets, with counts; then what was left out."""
-    tree = Tree(f"{len(frame)} images of {frame['source'].nunique()} sources")
+    branches: dict[str, list[str]] = {}
     for label, name in ((0, "real"), (1, "fake")):
         part = frame[frame["label"] == label]
-        branch = tree.add(f"{name}: {len(part)}")
+        leaves = branches[f"{name}: {len(part)}"] = []
         for (generator, group), images in part.groupby(["generator", "set"]):
             counts = ", ".join(f"{n} {split}" for split, n in images["split"].value_counts().items())
             title = f"{generator} (set {group})" if group else generator
-            branch.add(
-                Text(f"{title}: {len(images)} images, {images['source'].nunique()} sources ({counts})")
-            )
-    console.print(tree)
+            leaves.append(f"{title}: {len(images)} images, {images['source'].nunique()} sources ({counts})")
+    print_tree(f"{len(frame)} images of {frame['source'].nunique()} sources", branches)
     for group, rows in pd.DataFrame(left_out, columns=["file", "group", "reason"]).groupby("group"):
         reasons = rows["reason"].str.partition(":")[0].value_counts()
         parts = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
-        typer.echo(f"not taken, {group or 'in the shards'}: {parts}, such as {rows['file'].iloc[0]}")
+        echo(f"not taken, {group or 'in the shards'}: {parts}, such as {rows['file'].iloc[0]}")
     for note in notes:
-        typer.secho(note, fg="yellow")
+        echo(note, fg="yellow")
 
 
 def audit(
@@ -170,9 +167,7 @@ def audit(
     ok = print_findings(findings)
     if not table.empty:
         print_frame(table.reset_index(names="files"))
-        lines = Table("told apart by", "AUC, 95 % interval by source")
-        for name, row in aucs.iterrows():
-            lines.add_row(str(name), f"{Estimate(*row):.3f}")
-        console.print(lines)
+        lines = [(name, f"{Estimate(*row):.3f}") for name, row in aucs.iterrows()]
+        print_table(("told apart by", "AUC, 95 % interval by source"), lines)
     if not ok:
         raise typer.Exit(1)

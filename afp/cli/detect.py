@@ -11,7 +11,9 @@ import typer
 
 from ..detectors import NAMES
 from ..errors import DataError
-from .screen import pair, print_answers, print_metrics, print_questions
+from ..files import LOG, METRICS, PAGE, SCORES, check_folder, check_output
+from .echo import echo
+from .screen import pair, print_answers, print_metrics
 
 RunOption = Annotated[Path | None, typer.Option(help="Run folder; default: the demo's linear probe.")]
 
@@ -56,18 +58,20 @@ def fit(
         raise DataError("give either --target-fpr or --balanced")
     if target_fpr is None and not balanced and fold != "all":
         target_fpr = TARGET_FPR
+    if out and not (out / "environment.json").is_file():  # of a run, `fit_run` says whether it is the same
+        check_folder(out, "afp fit", [manifest])
     frame = read_manifest(_demo_or(manifest))
     options: dict = {"config": config, "without": without or [], "target_fpr": target_fpr}
     if fold == "all":
         folder = runs.cross_fit(detector, frame, out, **options)
-        typer.echo(f"scores: {folder / 'scores.csv'}")
+        echo(f"scores: {folder / 'scores.csv'}")
         print_metrics(read_scores(folder / "scores.csv"), folder / "metrics.json")
     else:
         folder = runs.fit_run(detector, frame, out, fold=None if fold is None else int(fold), **options)
     content = read_config(folder)
-    typer.echo(f"{detector}: {content['n_trainable']:,} trained numbers")
-    typer.echo(str(OperatingPoint(**content["operating_point"])))
-    typer.echo(f"run: {folder}")
+    echo(f"{detector}: {content['n_trainable']:,} trained numbers")
+    echo(str(OperatingPoint(**content["operating_point"])))
+    echo(f"run: {folder}")
 
 
 def calibrate(
@@ -78,10 +82,12 @@ def calibrate(
     target_fpr: Annotated[float, typer.Option(help="Share of them that may be called fake.")] = 0.05,
 ) -> None:
     """Move a run's threshold to your own photographs. Scores stay as they are; `afp score` uses it from then on."""
+    from ..data.images import count_reasons
     from ..results import runs
 
     frame, skipped = _frame(reals)
-    typer.echo(f"{runs.calibrate(run, frame, target_fpr)}\n{skipped} files skipped\nrun: {run}")
+    for line in (runs.calibrate(run, frame, target_fpr), count_reasons(skipped), f"run: {run}"):
+        echo(line)
 
 
 def score(
@@ -122,11 +128,15 @@ def score(
 
     perturbation = preprocess.check_perturbation(perturbation)
     thresholds = _thresholds(threshold or [])
+    check_output(out, SCORES, paths)
+    if html:
+        check_output(html, PAGE, [*paths, out])
     folder = _run(run)
     if explain:
-        from ..figures.overlays import write_overlays
+        from ..figures.overlays import MADE_BY, write_overlays
         from ..studies.gradients import check_differentiable
 
+        check_folder(explain, MADE_BY, paths)
         check_differentiable(base.read_config(folder)["detector"])  # refused before any work
     standing = verdict.Standing.of(folder)
     if target_fpr is not None:
@@ -137,20 +147,18 @@ def score(
     if len(table) <= 20:
         print_answers(good, frame, standing)
     for message in failed["error"].head(20):
-        typer.secho(f"error  {message}", fg="red", err=True)
+        echo(f"error  {message}", fg="red", err=True)
     called = int((good["verdict"] == "fake").sum())
     counts = f"{len(good)} scored ({called} called fake), {len(failed)} failed, {count_reasons(skipped)}"
-    typer.echo(f"{counts}: {out}")
+    echo(f"{counts}: {out}")
     if met := int((table["role"] != "").sum()):
-        typer.echo(
-            f"{met} of them, or their photographs, had a part in the fit; `afp evaluate` leaves them out"
-        )
+        echo(f"{met} of them, or their photographs, had a part in the fit; `afp evaluate` leaves them out")
     if html:
-        typer.echo(f"report: {report.write_html(table, frame, folder, html, maps)}")
+        echo(f"report: {report.write_html(table, frame, folder, html, maps)}")
     if explain:
         shown = frame[frame["path"].isin(good["path"])]
         overlays = write_overlays(detectors.load(folder), shown, explain, perturbation)
-        typer.echo(f"overlays: {len(overlays)} in {explain}")
+        echo(f"overlays: {len(overlays)} in {explain}")
     if len(failed):
         raise typer.Exit(1)
 
@@ -167,6 +175,8 @@ def evaluate(
     """
     from ..results.scores import held_out_rows, read_scores
 
+    if out:
+        check_output(out, METRICS, tables)
     parts = {file: read_scores(file) for file in tables}
     for file, part in parts.items():
         if part["label"].isna().all():
@@ -182,10 +192,9 @@ def evaluate(
             raise DataError(
                 f"no row to evaluate ({counts}): only images that a detector never met tell its worth"
             )
-        typer.secho(f"{len(away)} of {len(table)} rows are left out ({counts})", fg="yellow", err=True)
+        echo(f"{len(away)} of {len(table)} rows are left out ({counts})", fg="yellow", err=True)
     several = kept.groupby("detector")["run"].transform("nunique") > 1
     kept = kept.assign(detector=kept["detector"].mask(several, kept["run"]))
-    print_questions(kept)
     print_metrics(kept, out, markdown)
 
 
@@ -208,6 +217,8 @@ def test(
 
     if bool(img_path) == bool(real_dir or fake_dir):
         raise DataError("give either --img_path, or --real_dir and/or --fake_dir")
+    if log:
+        check_output(log, LOG, [p for p in (img_path, real_dir, fake_dir) if p])
     folder = _run(run)
     detector = detectors.load(folder)
     if img_path:
@@ -232,7 +243,7 @@ def test(
                 lines.append(f"{name} accuracy: {right[part].mean():.2%}")
                 lines.append(f"  {name}: {int(part.sum()) - called} called real, {called} called fake")
     lines += [f"error: {message}" for message in failed["error"]]
-    typer.echo("\n".join(lines))
+    echo("\n".join(lines))
     if log:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as stream:
@@ -280,11 +291,11 @@ def _run(run: Path | None) -> Path:
     if run is None:
         build_tower()
         run = default_run()
-        typer.secho(f"run: {run}", fg="bright_black", err=True)
+        echo(f"run: {run}", fg="bright_black", err=True)
     return run
 
 
-def _frame(paths: list[Path]) -> tuple[pd.DataFrame, int]:
+def _frame(paths: list[Path]) -> tuple[pd.DataFrame, dict[str, str]]:
     from ..data.images import list_images
     from ..data.manifest import from_files, read_manifest
 

@@ -2,110 +2,77 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 
 import psutil
+import torch
 
 from ..data.audit import Finding
+from ..demo import benchmark, tower
+from ..files import damaged
+from ..models.backbones import best_device, best_dtype
 from ..paths import ROOT, data_dir, demo_manifest, figures_dir, runs_dir
 
 GIB = 1024**3
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "papermill", "jupyterlab", "ncnn")
+MEND = "mend with `afp demo`"
 
 
 def check_machine() -> Iterator[Finding]:
     """One finding a check, the quick ones first; ``detail`` ends with the mend where one is needed."""
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding("python", sys.version_info >= (3, 11), f"{version} (3.11 or newer)")
-    yield _packages()
-    memory, disk = psutil.virtual_memory(), shutil.disk_usage(_existing(data_dir()))
-    yield Finding(
-        "memory", memory.available > 3 * GIB, f"{memory.available / GIB:.1f} GiB free (the demo needs 3 GiB)"
+    tested = dict(re.findall(r"^(\S+)==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M))
+    wrong = [
+        f"{name} {found} (tested: {tested[name]})"
+        for name in PACKAGES
+        if (found := _version(name)) != tested[name]
+    ]
+    detail = (
+        f"{', '.join(wrong)}; mend with `make setup`"
+        if wrong
+        else f"the tested versions of {', '.join(PACKAGES)}"
     )
-    yield Finding(
-        "disk", disk.free > 2 * GIB, f"{disk.free / GIB:.0f} GiB free in {data_dir()} (needs 2 GiB)"
-    )
-    yield _device()
-    yield _weights()
-    yield _data()
-    for folder in (runs_dir(), figures_dir()):
-        parent = _existing(folder)
-        yield Finding(
-            "folder", _writable(parent), f"{folder} can be written" if _writable(parent) else str(folder)
-        )
-
-
-def _packages() -> Finding:
-    """Installed versions against the tested set."""
-    wanted = {}
-    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
-        name, equals, version = line.partition("==")
-        if equals and not line.startswith("#"):
-            wanted[name.strip()] = version.strip()
-    direct = (
-        "torch",
-        "transformers",
-        "peft",
-        "accelerate",
-        "scikit-learn",
-        "papermill",
-        "jupyterlab",
-        "ncnn",
-    )
-    wrong = []
-    for name in direct:
-        try:
-            found = metadata.version(name).partition("+")[
-                0
-            ]  # a local build tag such as +cpu is no difference
-        except metadata.PackageNotFoundError:
-            found = "missing"
-        if found != wanted.get(name, found):
-            wrong.append(f"{name} {found} (tested: {wanted[name]})")
-    tested = f"the tested versions of {', '.join(direct)}"
-    mend = f"{', '.join(wrong)}; mend with `make setup`" if wrong else tested
-    return Finding("packages", not wrong, mend)
-
-
-def _device() -> Finding:
-    import torch
-
-    from ..models.backbones import best_device, best_dtype
-
+    yield Finding("packages", not wrong, detail)
+    memory = psutil.virtual_memory().available
+    yield Finding("memory", memory > 3 * GIB, f"{memory / GIB:.1f} GiB free (the demo needs 3 GiB)")
+    disk = shutil.disk_usage(_existing(data_dir())).free
+    yield Finding("disk", disk > 2 * GIB, f"{disk / GIB:.0f} GiB free in {data_dir()} (needs 2 GiB)")
     device = best_device()
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     dtype = str(best_dtype(device)).removeprefix("torch.")
-    return Finding("device", True, f"{device} ({name}), features in {dtype}")
+    yield Finding("device", True, f"{device} ({name}), features in {dtype}")
+    yield _unchanged("weights", tower.tower_folder(), True)
+    yield _unchanged("demo data", demo_manifest().parent, benchmark.is_current())
+    for folder in (runs_dir(), figures_dir()):
+        writable = os.access(_existing(folder), os.W_OK)
+        yield Finding("folder", writable, f"{folder} {'can' if writable else 'cannot'} be written")
 
 
-def _weights() -> Finding:
-    from ..errors import ModelError
-    from ..models.backbones import load_backbone
-
+def _version(name: str) -> str:
+    """Of an installed package, without a local build tag such as +cpu."""
     try:
-        backbone = load_backbone("demo-clip")
-    except ModelError as error:
-        return Finding("weights", False, str(error))
-    return Finding("weights", True, f"demo-clip, {backbone.n_blocks} blocks of width {backbone.width}")
+        return metadata.version(name).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return "missing"
 
 
-def _data() -> Finding:
-    from ..demo.benchmark import is_built
-
-    ok = is_built()
-    detail = str(demo_manifest()) if ok else f"{demo_manifest()} is missing or damaged; mend with `afp demo`"
-    return Finding("demo data", ok, detail)
-
-
-def _existing(folder):
-    while not folder.exists():
-        folder = folder.parent
-    return folder
+def _unchanged(check: str, folder: Path, current: bool) -> Finding:
+    """Whether a folder that ``afp demo`` made still holds what was written."""
+    wrong = damaged(folder)
+    if wrong is None or not current:
+        return Finding(check, False, f"{folder} is not built, or by an older version; {MEND}")
+    shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+    return Finding(
+        check, not wrong, f"{folder}: {shown} damaged or missing; {MEND}" if wrong else f"{folder}, unchanged"
+    )
 
 
-def _writable(folder) -> bool:
-    import os
-
-    return os.access(folder, os.W_OK)
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.parent)

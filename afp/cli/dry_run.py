@@ -7,39 +7,42 @@ every image and perturbation, and one fit of a pseudo-word. Other training comes
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import psutil
+import torch
 import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from torch import nn
+from transformers import AutoConfig, AutoModel
 
 from ..data.audit import Finding
 from ..data.manifest import read_manifest
 from ..detectors import NAMES
-from ..detectors.vlm import PRESETS
 from ..detectors.vlm_prompt import VlmPrompt
 from ..errors import AfpError, DataError
 from ..models import backbones, instructblip
-from ..paths import NOTEBOOKS, cache_dir, weights_dir
+from ..paths import NOTEBOOKS, backbone_folder, cache_dir
 from ..workbook import parameters
 
 GIB = 2**30
 GPU_FLOPS = 125e12  # 40 % of the 312 TFLOP/s in bfloat16 that an A100 is sold with
 N_READ = 44  # tokens that a language model reads of an image: 32 queries, and a question of about 12
-SMALLER = "; take fewer images, or fit InstructBLIP by `afp fit --set cache_tokens=false`"
 IMAGES_PER_SECOND = 100  # decoded and normalised by one core; measured: 125 of 600 x 400 pixels
 
 
 @dataclass(frozen=True)
 class BackboneSize:
-    """A backbone's size: parameters of all of it and of its image tower, and what the tower is run on.
+    """Parameters of all of a backbone, of its image tower and of a language model behind it; what an image costs.
 
-    ``cached`` is the bytes of float16 features that stay on disk for an image; ``n_language`` the parameters of a
-    language model behind the tower.
+    Args:
+        n_tokens: that the tower reads of an image.
+        cached: bytes of float16 features of an image that stay on disk, at most.
     """
 
     n_parameters: float
@@ -48,20 +51,25 @@ class BackboneSize:
     cached: int
     n_language: float = 0.0
 
-    @property
-    def flops(self) -> float:
-        """Of one image: a multiplication and an addition for every weight and token."""
-        return 2 * self.n_tower * self.n_tokens
+    @classmethod
+    def of(cls, folder: str | Path) -> BackboneSize:
+        """Of a saved model, from its config alone: no weight is read."""
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModel.from_config(config, trust_remote_code=False)
+        vision = getattr(config, "vision_config", config)
+        parts = (model, getattr(model, "vision_model", model), getattr(model, "language_model", nn.Module()))
+        whole, tower, language = (float(sum(p.numel() for p in part.parameters())) for part in parts)
+        n_tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+        # CLIP: class tokens of all layers and the embedding are cached; InstructBLIP: all tokens of the last layer.
+        states = (vision.num_hidden_layers + 1) * vision.hidden_size + getattr(config, "projection_dim", 0)
+        return cls(
+            whole, tower, n_tokens, 2 * (n_tokens * vision.hidden_size if language else states), language
+        )
 
-    @property
-    def answer_flops(self) -> float:
-        """Of one question about an image."""
-        return 2 * self.n_language * N_READ
 
-
-# CLIP: class tokens of all layers and the embedding are cached; InstructBLIP: all tokens of the last layer.
+# Of the models that may not be here yet.
 SIZES = {
-    "demo-clip": BackboneSize(86e6, 86e6, 197, 2 * (13 * 768 + 512)),
     "clip-vit-b32": BackboneSize(151e6, 88e6, 50, 2 * (13 * 768 + 512)),
     "clip-vit-l14": BackboneSize(428e6, 304e6, 257, 2 * (25 * 1024 + 768)),
     "instructblip-vicuna-7b": BackboneSize(7.9e9, 1.0e9, 257, 2 * 257 * 1408, 6.7e9),
@@ -84,12 +92,10 @@ def read_parameters(path: str | Path) -> dict[str, dict[str, str]]:
     for name, values in content.items():
         notebook = NOTEBOOKS / f"{name}.ipynb"
         if not notebook.is_file():
-            known = ", ".join(sorted(p.stem for p in NOTEBOOKS.glob("[0-9]*.ipynb")))
-            raise AfpError(f"{path}: no notebook {name!r}, expected one of {known}")
+            there = ", ".join(sorted(p.stem for p in NOTEBOOKS.glob("[0-9]*.ipynb")))
+            raise AfpError(f"{path}: no notebook {name!r}, expected one of {there}")
         if unknown := set(values) - set(known := parameters(notebook)):
-            raise AfpError(
-                f"{path}: {name} has no parameter {sorted(unknown)[0]!r}, expected {', '.join(known)}"
-            )
+            raise AfpError(f"{path}: {name} has no parameter {min(unknown)!r}, expected {', '.join(known)}")
     return {name: {k: str(v) for k, v in values.items()} for name, values in content.items()}
 
 
@@ -102,55 +108,44 @@ def check_notebooks(notebooks: list[Path], given: dict[str, dict[str, str]]) -> 
     Returns:
         Findings: data, weights, detectors, then disk and memory with the estimates behind them.
     """
-    disk, held, memory, looked_at = 0.0, 0.0, 0.0, {}
+    disk, memory, but = 0.0, 0.0, ""
     for notebook in notebooks:
         values, name = given.get(notebook.stem, {}), notebook.stem
         if not values:
             yield Finding(name, True, "no parameters given: runs with its defaults, on the demo")
-            continue
         frame = None
         if path := values.get("manifest_path"):
-            if path not in looked_at:
-                looked_at[path] = _manifest((NOTEBOOKS / path).resolve())
-            finding, frame = looked_at[path]
+            finding, frame = _manifest((NOTEBOOKS / path).resolve())
             yield Finding(f"{name} data", *finding)
+            but = but if frame is not None else " (not counting the manifests that are missing)"
         if runs := values.get("own_runs"):
             there = any((NOTEBOOKS / runs).glob("*/scores.csv"))
             mend = "" if there else " holds no */scores.csv; make one with `afp fit --fold all`"
             yield Finding(f"{name} runs", there, f"{runs}{mend}")
-        names = ",".join(values.get(key, "") for key in ("detector", "detectors")).split(",")
-        if unknown := [d for d in map(str.strip, names) if d and d not in NAMES]:
-            yield Finding(
-                f"{name} detectors", False, f"no detector {unknown[0]!r}, expected {', '.join(NAMES)}"
-            )
-        if frame is not None and (unknown := _unknown(values, frame)):
+        if unknown := _unknown(values, frame):
             yield Finding(f"{name} names", False, unknown)
         for backbone in filter(None, map(values.get, ("backbone", "vlm"))):
-            yield Finding(f"{name} weights", *_weights(backbone))
-            if backbone not in SIZES:
-                continue
-            tower, passes = SIZES[backbone], _passes(values)
-            memory = max(memory, 2 * tower.n_parameters)
-            if frame is None:
-                continue
-            n_train = int((frame["split"] == "train").sum())
-            yield Finding(f"{name} time", True, f"{backbone}: {_time(tower, len(frame), passes)}")
-            if tower.n_language:
-                yield Finding(f"{name} training", *_fit(tower, n_train, values.get("preset", "demo")))
-            disk = max(disk, len(frame) * passes * tower.cached)
-            held = max(held, n_train * tower.cached)
-    lacking = any(frame is None for _, frame in looked_at.values())
-    yield from _room(disk, held, memory, " (not counting the manifests that are missing)" if lacking else "")
+            there, detail, size = _weights(backbone)
+            yield Finding(f"{name} weights", there, detail)
+            memory = max(memory, 2 * size.n_parameters if size else 0)  # bytes
+            if size and frame is not None:
+                perturbed = [values.get(key, "") for key in ("perturbations", "augment")]
+                n_views = len(frame) * (1 + sum(len(list(filter(None, p.split(",")))) for p in perturbed))
+                disk = max(disk, n_views * size.cached)
+                yield Finding(f"{name} time", True, f"{backbone}: {_time(size, n_views)}")
+                if size.n_language:
+                    yield Finding(f"{name} training", *_fit(size, frame, values.get("preset", "demo")))
+    yield from _room(disk, memory, but)
 
 
+@cache
 def _manifest(path: Path) -> tuple[tuple[bool, str], pd.DataFrame | None]:
-    hint = "; make it as data/README.md says under `Full size`"
     try:
         frame = read_manifest(path)
     except DataError as error:
-        return (False, f"{error}{'' if path.is_file() else hint}"), None
-    missing = [file for file in frame["file"] if not Path(file).is_file()]
-    if missing:
+        hint = "" if path.is_file() else "; make it as data/README.md says under `Full size`"
+        return (False, f"{error}{hint}"), None
+    if missing := [file for file in frame["file"] if not Path(file).is_file()]:
         detail = f"{path}: {len(missing)} of {len(frame)} images are missing, such as {missing[0]}"
         return (False, detail), frame
     fakes = frame[frame["label"] == 1]
@@ -158,73 +153,73 @@ def _manifest(path: Path) -> tuple[tuple[bool, str], pd.DataFrame | None]:
     return (True, f"{counts}: {path}"), frame
 
 
-def _unknown(values: dict[str, str], frame: pd.DataFrame) -> str:
-    """A kind or generator that is asked for and is not in the manifest; "" if there is none."""
-    for key, column in (("kind", "kind"), ("kinds", "kind"), ("generators", "generator")):
+def _unknown(values: dict[str, str], frame: pd.DataFrame | None) -> str:
+    """A detector, or a kind or generator of the manifest, that is asked for and that there is not; "" if none."""
+    known: dict[str, Iterable[str]] = {"detector": NAMES, "detectors": NAMES}
+    if frame is not None:
+        known |= {"kind": frame["kind"], "kinds": frame["kind"], "generators": frame["generator"]}
+    for key, names in known.items():
         asked = {part.strip() for part in values.get(key, "").split(",")} - {"", "all"}
-        if missing := sorted(asked - (known := set(frame[column]))):
-            return f"{key}: no {column} {missing[0]!r} in the manifest, expected some of {', '.join(sorted(known))}"
+        if missing := sorted(asked - set(names)):
+            return f"{key}: there is no {missing[0]!r}, expected some of {', '.join(sorted(set(names)))}"
     return ""
 
 
-def _weights(name: str) -> tuple[bool, str]:
-    hub = (backbones.ALIASES | instructblip.ALIASES).get(name, name)
-    if name == "demo-clip" and not (there := (weights_dir() / name).is_dir()):
-        return there, f"{name} is not built; make it with `afp demo`"
-    if name in ("demo-clip", instructblip.DEMO) or Path(name).is_dir():
-        return True, name
+def _weights(name: str) -> tuple[bool, str, BackboneSize | None]:
+    """Whether a backbone is there, in words, and its size."""
+    folder = backbone_folder(name)
+    if name == "demo-clip" and not folder.is_dir():
+        return False, f"{name} is not built; make it with `afp demo`", None
+    if not folder.is_dir():
+        hub, _, revision = (backbones.ALIASES | instructblip.ALIASES).get(name, name).partition("@")
+        try:
+            folder = Path(snapshot_download(hub, revision=revision or None, local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError):
+            mend = f"is neither a folder nor in the hub's cache; fetch it with `hf download {hub}`"
+            return False, f"{name} {mend}", SIZES.get(name)
     try:
-        return True, f"{name}: {snapshot_download(hub, local_files_only=True)}"
-    except (LocalEntryNotFoundError, HFValidationError):
-        return False, f"{name} is neither a folder nor in the hub's cache; fetch it with `hf download {hub}`"
+        return True, f"{name}: {folder}", BackboneSize.of(folder)
+    except (OSError, ValueError, AttributeError) as error:
+        return False, f"{folder}: no model that transformers knows ({str(error).splitlines()[0]})", None
 
 
-def _passes(values: dict[str, str]) -> int:
-    return 1 + sum(len([p for p in values.get(k, "").split(",") if p]) for k in ("perturbations", "augment"))
-
-
-def _time(tower: BackboneSize, n_images: int, passes: int) -> str:
-    gpu = n_images * passes * tower.flops / GPU_FLOPS / 3600
-    core = n_images * passes / IMAGES_PER_SECOND / 3600
+def _time(size: BackboneSize, n_views: int) -> str:
+    flops = 2 * size.n_tower * size.n_tokens  # a multiplication and an addition for every weight and token
+    gpu, core = n_views * flops / GPU_FLOPS / 3600, n_views / IMAGES_PER_SECOND / 3600
     return (
-        f"at least {max(gpu, core):.2g} hours: {n_images:,} images x {passes} passes x {tower.flops / 1e12:.2g} "
-        f"TFLOP / {GPU_FLOPS / 1e12:.0f} TFLOP/s = {gpu:.2g} GPU-hours; decoding x {passes} / {IMAGES_PER_SECOND} "
-        f"per second and core = {core:.2g} hours; features {n_images * passes * tower.cached / GIB:.2g} GiB"
+        f"at least {max(gpu, core):.2g} hours: {n_views:,} views of images x {flops / 1e12:.2g} TFLOP / "
+        f"{GPU_FLOPS / 1e12:.0f} TFLOP/s = {gpu:.2g} GPU-hours; decoding at {IMAGES_PER_SECOND} per second and core "
+        f"= {core:.2g} hours; features {n_views * size.cached / GIB:.2g} GiB"
     )
 
 
-def _fit(tower: BackboneSize, n_train: int, preset: str) -> tuple[bool, str]:
+def _fit(size: BackboneSize, frame: pd.DataFrame, preset: str) -> tuple[bool, str]:
     """Of one pseudo-word: each epoch asks once about each training image; only activations have gradients."""
-    if preset not in PRESETS:
-        return False, f"preset {preset!r}, expected one of {', '.join(PRESETS)}"
-    epochs = (PRESETS[preset] or VlmPrompt.demo_recipe).epochs
-    gpu = 2 * epochs * n_train * tower.answer_flops / GPU_FLOPS / 3600
-    return True, (
-        f"at least {gpu:.2g} GPU-hours a fit of the pseudo-word: {epochs} epochs x {n_train:,} training images x 2 "
-        f"(forward, gradient) x {tower.answer_flops / 1e12:.2g} TFLOP / {GPU_FLOPS / 1e12:.0f} TFLOP/s"
+    try:
+        epochs = VlmPrompt(preset=preset).recipe().epochs
+    except AfpError as error:
+        return False, str(error)
+    n_train, flops = int((frame["split"] == "train").sum()), 2 * size.n_language * N_READ
+    hours = 2 * epochs * n_train * flops / GPU_FLOPS / 3600
+    steps = (
+        f"{epochs} epochs x {n_train:,} training images x 2 (forward, gradient) x {flops / 1e12:.2g} TFLOP"
+    )
+    return (
+        True,
+        f"at least {hours:.2g} GPU-hours a fit of the pseudo-word: {steps} / {GPU_FLOPS / 1e12:.0f} TFLOP/s",
     )
 
 
-def _room(disk: float, held: float, memory: float, but: str) -> Iterator[Finding]:
-    """Is there room for the largest cache of features, those held in memory, the largest model (2 bytes a number)?
-
-    ``but`` is what the estimate of the cache leaves out.
-    """
+def _room(disk: float, memory: float, but: str) -> Iterator[Finding]:
+    """Is there room for the largest cache of features (``but`` is what it leaves out) and the largest model?"""
     folder = next(p for p in (cache_dir(), *cache_dir().parents) if p.exists())
-    free, available = shutil.disk_usage(folder).free, psutil.virtual_memory().available
+    free = shutil.disk_usage(folder).free
     detail = f"{free / GIB:.0f} GiB free in {folder}, features need {disk / GIB:.2g} GiB{but}"
     yield Finding("disk", free > disk, detail)
-    device, place = backbones.best_device(), "memory"
-    features = 3 * held  # float32, made of the float16 that was read
-    if device.type == "cuda":
-        import torch
-
-        detail = f"{available / GIB:.1f} GiB free, the features of the training images need 3 x {held / GIB:.2g} GiB"
-        yield Finding("memory", available > features, f"{detail}{'' if available > features else SMALLER}")
-        available, place, features = torch.cuda.mem_get_info()[0], "GPU memory", 0
-    needed = 1.25 * memory + GIB + features  # activations and the framework
+    on_gpu = backbones.best_device().type == "cuda"
+    available = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available
+    needed = 1.25 * memory + GIB  # activations and the framework
     detail = f"{available / GIB:.1f} GiB free, the largest model needs {memory / GIB:.2g} x 1.25 + 1 GiB"
-    detail += f", the features of the training images 3 x {held / GIB:.2g} GiB" if features else ""
-    yield Finding(place, available > needed, f"{detail}{SMALLER if features and available < needed else ''}")
-    if device.type == "cpu" and memory > 2 * SIZES["demo-clip"].n_parameters:
+    yield Finding("GPU memory" if on_gpu else "memory", available > needed, detail)
+    if not on_gpu and memory > GIB:
         yield Finding("device", False, "no GPU here: the hours above become days")

@@ -1,4 +1,4 @@
-"""The command that runs notebooks."""
+"""The commands about notebooks: run, gallery."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .echo import echo
 from .screen import pair, print_findings
 
 
@@ -19,9 +20,12 @@ def run(
     params: Annotated[
         Path | None, typer.Option(help="YAML: notebook, and its parameters under it; -p goes before.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the executed notebooks.")] = Path("executed"),
+    out: Annotated[
+        Path, typer.Option(help="Folder of the executed notebooks; figures go into its figures/.")
+    ] = Path("executed"),
     in_place: Annotated[
-        bool, typer.Option("--in-place", help="Write the outputs into the notebook itself.")
+        bool,
+        typer.Option("--in-place", help="Write outputs into the notebook itself, figures into figures/."),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Run nothing: say what is missing and what it would cost.")
@@ -45,22 +49,11 @@ def run(
 
 def gallery(
     executed: Annotated[Path, typer.Argument(help="Folder of executed notebooks.")] = Path("executed"),
-    out: Annotated[Path, typer.Option(help="Folder of the pages.")] = Path("gallery"),
+    out: Annotated[Path, typer.Option(help="Folder of the pages; an earlier gallery is replaced.")] = Path(
+        "gallery"
+    ),
 ) -> None:
     """Executed notebooks and figures as static pages that need no network."""
-    from ..figures.gallery import build
+    from ..figures.gallery import build_gallery
 
-    typer.echo(f"gallery: {build(executed, out)}")
-
-
-def join_parameters(arguments: list[str]) -> list[str]:
-    """papermill's ``-p name value`` as ``-p name=value``: typer knows no repeatable option of two values."""
-    joined: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        joined.append(argument)
-        if argument in ("-p", "--parameter"):
-            name = next(rest, "")
-            value = None if "=" in name else next(rest, None)
-            joined.append(name if value is None else f"{name}={value}")
-    return joined
+    echo(f"gallery: {build_gallery(executed, out)}")

@@ -7,19 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
-import typer
-from rich.console import Console
-from rich.table import Table
 
 from ..errors import DataError
 from ..files import written_whole
+from .echo import echo, print_table
 
 if TYPE_CHECKING:
     from ..results.verdict import Standing
-
-console = Console()
-if not console.is_terminal:
-    console = Console(width=180)  # a pipe or a log has no width of its own
 
 
 def print_findings(findings: Iterable) -> bool:
@@ -27,8 +21,8 @@ def print_findings(findings: Iterable) -> bool:
     ok = True
     for finding in findings:
         ok &= finding.ok
-        typer.secho("OK  " if finding.ok else "FAIL", fg="green" if finding.ok else "red", nl=False)
-        typer.echo(f" {finding.check}: {finding.detail}")
+        echo("OK  " if finding.ok else "FAIL", fg="green" if finding.ok else "red", nl=False)
+        echo(f" {finding.check}: {finding.detail}")
     return ok
 
 
@@ -37,14 +31,6 @@ def pair(option: str, text: str) -> tuple[str, str]:
     if not equals or not name:
         raise DataError(f"{option}: {text!r}, expected name=value")
     return name, value
-
-
-def print_questions(table: pd.DataFrame) -> None:
-    """What about a scores table's names makes one doubt its labels."""
-    from ..results.scores import doubtful_names
-
-    for text in doubtful_names(table):
-        typer.secho(f"question: {text}", fg="yellow", err=True)
 
 
 def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False) -> None:
@@ -61,11 +47,9 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
         from ..studies.robustness import robustness_table
 
         wide = robustness_table(results)
-        typer.echo(to_markdown(wide)) if markdown else print_frame(
-            wide, title="mean over held-out generators"
-        )
+        echo(to_markdown(wide)) if markdown else print_frame(wide, title="mean over held-out generators")
     elif markdown:
-        typer.echo(to_markdown(comparison_table(results) if len(parts) > 1 else held_out_table(results)))
+        echo(to_markdown(comparison_table(results) if len(parts) > 1 else held_out_table(results)))
     else:
         for (detector, perturbation), part in parts:
             title = detector if perturbation == "none" else f"{detector}, {perturbation}"
@@ -76,11 +60,11 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
     for reals in fakes.loc[
         (fakes["against"] == "real") & fakes["reals"].str.contains(" + ", regex=False), "reals"
     ].unique():
-        typer.echo(f"real images are pooled ({reals}); a column `set` pairs each generator with its own")
+        echo(f"real images are pooled ({reals}); a column `set` pairs each generator with its own")
     for text in metrics.questions(results):
-        typer.secho(f"question: {text}", fg="yellow", err=True)
+        echo(f"question: {text}", fg="yellow", err=True)
     if failed := int((table["error"] != "").sum()):
-        typer.secho(f"{failed} of {len(table)} rows failed and are left out", fg="yellow", err=True)
+        echo(f"{failed} of {len(table)} rows failed and are left out", fg="yellow", err=True)
     if out is None:
         return
     with written_whole(out) as partial:
@@ -88,7 +72,7 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
             write_rows(results, partial, header=True)
         else:
             results.to_json(partial, orient="records", indent=1)
-    typer.echo(f"metrics: {out}")
+    echo(f"metrics: {out}")
 
 
 def print_answers(table: pd.DataFrame, frame: pd.DataFrame, standing: Standing) -> None:
@@ -98,16 +82,13 @@ def print_answers(table: pd.DataFrame, frame: pd.DataFrame, standing: Standing) 
 
     for row, file in with_files(table, frame):
         verdict = "FAKE" if row.verdict == "fake" else row.verdict
-        typer.echo(f"{verdict}  P(fake) {row.score:.3f} (threshold {row.threshold:.3f})  {row.path}")
-        typer.echo(f"      {standing.among(row.score)}")
+        echo(f"{verdict}  P(fake) {row.score:.3f} (threshold {row.threshold:.3f})  {row.path}")
+        echo(f"      {standing.among(row.score)}")
         for text in cautions(file, standing.normalisation):
-            typer.secho(f"      caution, {text}", fg="yellow")
+            echo(f"      caution, {text}", fg="yellow")
     if len(table):
-        typer.echo("\n".join(standing.about(table["threshold"].iloc[0])))
+        echo("\n".join(standing.about(table["threshold"].iloc[0])))
 
 
-def print_frame(frame: pd.DataFrame, title: str | None = None) -> None:
-    table = Table(*[str(c) for c in frame.columns], title=title)
-    for row in frame.itertuples(index=False):
-        table.add_row(*[str(v) for v in row])
-    console.print(table)
+def print_frame(frame: pd.DataFrame, title: str = "") -> None:
+    print_table(frame.columns, frame.itertuples(index=False), title)

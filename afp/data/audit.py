@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.fft import dctn
+from scipy.fft import dctn, irfft2, rfft2
 from tqdm.auto import tqdm
 
 from ..errors import ImageError
 from .images import GREY_SIDE, describe_file, extension_caution, sha256, small_grey
 
 ALIKE = 0.9  # cosine of two windows' coarse structure: worth a closer look
-SAME = 0.4  # peak of the phase correlation: the same picture; 840,000 pairs of different demo pictures stay below
+SAME = 0.5  # peak of the phase correlation: the same picture; all 612,627 pairs of different demo pictures are below
+BY_CHANCE = 0.002  # share of the pictures that may be alike by chance: 6 of 6,000 crops of 62 pictures were
 _WINDOW = GREY_SIDE * 3 // 4
 _CELLS = 2**26  # similarities held in memory at a time
 
@@ -93,7 +94,7 @@ def find_lookalikes(described: pd.DataFrame, progress: bool = False) -> Finding:
 
     The coarse structure (low frequencies of a discrete cosine transform) of each picture's middle is compared with
     25 windows of every other; what is alike is confirmed by phase correlation. So are found: copies saved, scaled
-    or edited anew, and crops of one picture up to about a sixth of its side apart, such as frames of a video. Not
+    or edited anew, and crops of one picture up to about an eighth of its side apart, such as frames of a video. Not
     found: mirrored, turned, or strongly enlarged pictures, crops further apart, a scene from another place.
 
     Args:
@@ -110,28 +111,28 @@ def find_lookalikes(described: pd.DataFrame, progress: bool = False) -> Finding:
     size = max(1, _CELLS // max(1, len(rows)))
     found: set[int] = set()
     example = ""
-    places = [(y * step, x * step) for y in range(5) for x in range(5)]
-    for place in tqdm(places, desc="comparing pictures", disable=not progress, leave=False):
-        windows = _coarse(grey, *place)
-        for start in range(0, len(rows), size):
-            part = slice(start, start + size)
-            i, j = np.nonzero(middle[part] @ windows.T >= ALIKE)
-            i += start
-            apart = (split[i] != split[j]) & ~unused[i] & ~unused[j]
-            keep = (source[i] != source[j]) & (apart | (fold[i] != fold[j]))
-            i, j = i[keep], j[keep]
-            for k in range(0, len(i), 4096):
-                first, second = i[k : k + 4096], j[k : k + 4096]
-                same = _phase_peaks(grey[first], grey[second]) >= SAME
-                if same.any() and not example:
-                    example = " and ".join(rows["path"][[first[same][0], second[same][0]]])
-                found.update(first[same].tolist(), second[same].tolist())
+    for start in tqdm(range(0, len(rows), size), desc="comparing", disable=not progress, leave=False):
+        part = grey[start : start + size]
+        alike = np.zeros((len(part), len(rows) - start), dtype=bool)
+        for place in range(25):
+            alike |= _coarse(part, place // 5 * step, place % 5 * step) @ middle[start:].T >= ALIKE
+        first, second = (index + start for index in np.nonzero(alike))
+        apart = (split[first] != split[second]) & ~unused[first] & ~unused[second]
+        apart |= fold[first] != fold[second]
+        pairs = np.column_stack([first, second])[apart & (first < second) & (source[first] != source[second])]
+        for k in range(0, len(pairs), 4096):
+            some = pairs[k : k + 4096]
+            same = some[_phase_peaks(grey[some[:, 0]], grey[some[:, 1]]) >= SAME]
+            example = example or " and ".join(rows["path"].iloc[pair] for pair in same[:1].ravel())
+            found.update(same.ravel().tolist())
     if not found:
         return Finding(
-            "pictures", True, f"{len(rows)} compared: none looks like one of another split or fold"
+            "pictures", True, f"{len(rows)} compared, none looks like one of another split or fold"
         )
-    detail = f"{len(found)} of {len(rows)} look like one of another split or fold, such as {example}; "
-    return Finding("pictures", False, detail + "give them one source (`afp manifest --source-rule`)")
+    detail = f"{len(found)} of {len(rows)} look like one of another split or fold, such as {example}"
+    if len(found) <= BY_CHANCE * len(rows):
+        return Finding("pictures", True, f"{detail}: so few may be chance")
+    return Finding("pictures", False, f"{detail}; give them one source (`afp manifest --source-rule`)")
 
 
 def _coarse(grey: np.ndarray, top: int, left: int) -> np.ndarray:
@@ -147,10 +148,10 @@ def _phase_peaks(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     taper = np.hanning(GREY_SIDE + 2)[1:-1]
     spectra = []
     for grey in (one, other):
-        centred = grey - grey.mean(axis=(1, 2), keepdims=True)
-        spectrum = np.fft.fft2(centred * np.outer(taper, taper))
+        centred = grey - grey.mean(axis=(1, 2), keepdims=True, dtype=np.float32)
+        spectrum = rfft2(centred * np.outer(taper, taper).astype(np.float32))
         spectra.append(spectrum / np.maximum(np.abs(spectrum), 1e-3))
-    return np.fft.ifft2(spectra[0] * spectra[1].conj()).real.max(axis=(1, 2))
+    return irfft2(spectra[0] * spectra[1].conj()).max(axis=(1, 2))
 
 
 def shortcut_table(described: pd.DataFrame) -> pd.DataFrame:

@@ -152,7 +152,8 @@ def list_images(paths: str | Path | Iterable[str | Path]) -> tuple[list[Path], d
             if file == Path(path) or file.suffix.lower() in FORMAT_OF or begins_like_an_image(_head(file)):
                 files.setdefault((os.path.realpath(file.parent), file.name), file)
             else:
-                skipped[printable(file)] = printable(file.suffix.lower()) or "no extension"
+                plain = re.fullmatch(r"\.\w{1,9}", suffix := file.suffix.lower())
+                skipped[printable(file)] = suffix if plain else "no extension"
     return sorted(files.values()), skipped
 
 

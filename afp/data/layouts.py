@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..errors import DataError, ImageError
+from ..errors import AfpError, DataError, ImageError
 from ..files import printable
 from .archives import SUFFIXES, holds_images, list_members
 from .images import FORMAT_OF, begins_like_an_image, decode_image, list_images, read_file
@@ -116,9 +116,9 @@ def read_tree(folder: Path, layout: str = "auto") -> Listing:
 
 def _nameable(files: list[Path], group: str = "") -> tuple[list[Path], list[LeftOut]]:
     """The files whose names a table and a screen can hold, and the others."""
-    good = [f for f in files if printable(f) == str(f) and not re.search(r"[\x00-\x1f\x7f-\x9f]", str(f))]
+    bad = [f for f in files if printable(f) != str(f)]
     reason = "name is not UTF-8 or has control characters"
-    return good, [LeftOut(ascii(str(f)), group, reason) for f in sorted(set(files) - set(good))]
+    return sorted(set(files) - set(bad)), [LeftOut(printable(f), group, reason) for f in bad]
 
 
 def _place(name: str, layout: str) -> dict[str, Any] | None:
@@ -203,16 +203,16 @@ def _read_list(path: Path) -> list[Path]:
             with path.open("rb") as stream:
                 names = _PlainUnpickler(stream).load()
         else:
-            raise ValueError("expected a folder, or a list of paths: .txt, .pickle")
+            raise AfpError("expected a folder, or a list of paths: .txt, .pickle")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("holds something else than paths")
+            raise AfpError("holds something else than paths")
     except Exception as error:  # a pickle's bytes may raise nearly anything
         raise DataError(f"{path}: not a folder and not a readable list ({error})") from error
     return [path.parent / name for name in names if name.strip()]
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The tar shards and Parquet files of images in a folder; raises DataError where loose images lie beside them."""
+    """The tar shards and Parquet files of images in a folder; raises DataError beside loose images."""
     shards = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and holds_images(p)]
     if shards and (loose := list_images([folder])[0]):
         raise DataError(

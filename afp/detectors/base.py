@@ -5,30 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import NoneType
-from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
 from ..data.images import open_images
 from ..data.preprocess import IDENTITY, Normalisation, check_perturbation
 from ..data.splits import held_in_generators
 from ..errors import ModelError, UnreadableImages
-from ..files import read_json, write_json, written_whole
+from ..files import follow_umask, read_json, write_json, written_whole
 from .operating_point import OperatingPoint, choose_operating_point
 
 CHECKSUMS = "checksums.json"
 IMAGES = "images.csv"  # what the run was fitted, validated and calibrated on: sha256, source, role
 # Everything else in a run is what it learned.
 RECORDS = ("config.json", IMAGES, "validation.csv", "calibration.csv", "history.csv", "environment.json")
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
 
 
 @dataclass
@@ -52,10 +50,16 @@ class Detector(ABC):
         self.normalisation = self._checked_normalisation(self.normalisation)
 
     def _checked(self, key: str, value: Any, hint: Any) -> Any:
+        """The value as a config field of this type; a JSON list becomes a tuple."""
+        if hint is str and type(value) in (int, float):  # --set block=6
+            value = str(value)
+        if get_origin(hint) is tuple and type(value) in (int, float):  # --set c=0.1
+            value = [value]
         try:
-            return _as_type(value, hint)
-        except TypeError:
-            raise ModelError(f"{self.name}: {key} is {value!r}, expected {_in_words(hint)}") from None
+            return TypeAdapter(hint).validate_json(json.dumps(value, allow_nan=False), strict=True)
+        except (ValidationError, TypeError, ValueError):
+            expected = hint.__name__ if isinstance(hint, type) else str(hint)
+            raise ModelError(f"{self.name}: {key} is {value!r}, expected {expected}") from None
 
     def _checked_normalisation(self, value: Any) -> Normalisation:
         known = [f.name for f in fields(Normalisation)]
@@ -155,6 +159,7 @@ class Detector(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as partial:
             self._save(Path(partial))
+            follow_umask(partial)
             learned = [f.relative_to(partial) for f in sorted(Path(partial).rglob("*")) if f.is_file()]
             for file in learned:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -230,7 +235,7 @@ def photographs(frame: pd.DataFrame) -> pd.Series:
 
 def image_roles(frame: pd.DataFrame, role: str) -> pd.DataFrame:
     """Rows of a run's list of images: ``sha256, source, role`` (see `Detector.images_`)."""
-    return frame.reindex(columns=["sha256", "source"]).fillna("").assign(role=role)
+    return frame.reindex(columns=["sha256", "source"]).astype(object).fillna("").assign(role=role)
 
 
 def check_known(cls: type[Detector], config: dict) -> None:
@@ -238,45 +243,6 @@ def check_known(cls: type[Detector], config: dict) -> None:
     known = [f.name for f in fields(cls)]
     if unknown := sorted(set(config) - set(known)):
         raise ModelError(f"{cls.name}: unknown config field {unknown[0]!r}, expected {', '.join(known)}")
-
-
-def _as_type(value: Any, hint: Any) -> Any:
-    """The value as a config field of this type; a JSON list becomes a tuple. TypeError if it is none."""
-    for kind in _kinds(hint):
-        origin, args = get_origin(kind), get_args(kind)
-        if origin is tuple:
-            items = (value,) if isinstance(value, int | float) else value
-            of = [args[0]] * len(items) if isinstance(items, list | tuple) and args[-1] is ... else args
-            if isinstance(items, list | tuple) and len(items) == len(of):
-                return tuple(_as_type(item, item_hint) for item, item_hint in zip(items, of, strict=True))
-        elif origin is Literal:
-            if value in args:
-                return value
-        elif kind is float and type(value) in (int, float) and math.isfinite(value):
-            return float(value)
-        elif kind is str and type(value) in (int, float):  # --set block=6
-            return str(value)
-        elif kind not in _WORDS or (type(value) is kind and kind is not float):
-            return value
-    raise TypeError
-
-
-def _kinds(hint: Any) -> tuple:
-    """What a type may be: ``int | None`` is int or None."""
-    return get_args(hint) if get_args(hint) and NoneType in get_args(hint) else (hint,)
-
-
-def _in_words(hint: Any) -> str:
-    words = []
-    for kind in _kinds(hint):
-        args = get_args(kind)
-        if get_origin(kind) is tuple:
-            count = "" if args[-1] is ... else f"{len(args)} "
-            one = _in_words(args[0]).removeprefix("a ")
-            words.append(f"a list of {count}{one}{'' if one == 'true or false' else 's'}")
-        else:
-            words.append(f"one of {args}" if args else _WORDS.get(kind, str(kind)))
-    return " or ".join(words)
 
 
 def read_config(folder: str | Path) -> dict:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from ..errors import AfpError
 
@@ -36,7 +36,7 @@ class OperatingPoint:
 
     def __str__(self) -> str:
         return (
-            f"threshold {self.threshold:.3f} by {self.rule}; of {self.n_real} real images of {self.origin} it calls "
+            f"threshold {self.threshold:.4g} by {self.rule}; of {self.n_real} real images of {self.origin} it calls "
             f"{self.rate:.3f} [{self.low:.3f}, {self.high:.3f}] fake"
         )
 
@@ -133,8 +133,8 @@ def false_positive_rate(called_fake: ArrayLike, sources: ArrayLike) -> tuple[flo
         return np.nan, np.nan, np.nan
     rate, n = float(called.mean()), len(np.unique(np.asarray(sources, str)))
     k = rate * n
-    low = float(beta.ppf(0.025, k, n - k + 1)) if k > 0 else 0.0
-    high = float(beta.ppf(0.975, k + 1, n - k)) if k < n else 1.0
+    low = float(betaincinv(k, n - k + 1, 0.025)) if k > 0 else 0.0
+    high = float(betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
     return rate, low, high
 
 
@@ -146,7 +146,7 @@ def check_labels_and_scores(labels: ArrayLike, scores: ArrayLike) -> tuple[np.nd
         ("score", p, (p >= 0) & (p <= 1), "P(fake) in [0, 1]"),
     ):
         if (bad := np.flatnonzero(~good)).size:
-            raise ValueError(f"{name}: {values[bad[0]]} in row {bad[0]}; expected {expected}")
+            raise AfpError(f"{name}: {values[bad[0]]} in row {bad[0]}; expected {expected}")
     if y.shape != p.shape or y.ndim != 1:
-        raise ValueError(f"labels and scores: shapes {y.shape} and {p.shape}; expected (n,) both")
+        raise AfpError(f"labels and scores: shapes {y.shape} and {p.shape}; expected (n,) both")
     return y, p

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_curve
 
+from ..errors import AfpError
 from ..results.metrics import LOWER_IS_BETTER, N_BINS, check_scores, compute
 from .style import (
     DOUBLE,
@@ -43,7 +44,7 @@ def held_out_bars(results: pd.DataFrame, metric: str = "auc") -> Drawn:
     df = results[results["metric"] == metric]
     if df.empty or df["perturbation"].nunique() != 1:
         found = list(df["perturbation"].unique())
-        raise ValueError(f"results: {len(df)} rows of metric {metric!r}, perturbations {found}; expected one")
+        raise AfpError(f"results: {len(df)} rows of metric {metric!r}, perturbations {found}; expected one")
     of_all = ["mean held-out", ("max" if metric in LOWER_IS_BETTER else "min") + " held-out"]
     aggregate = df["group"].str.match("(mean|min|max) held-")
     single = df[~aggregate]
@@ -99,7 +100,7 @@ def roc_curves(scores: pd.DataFrame) -> Drawn:
     reals = sorted(df.loc[df["label"] == 0, "generator"].unique(), key=lambda name: (name != "real", name))
     groups = _fake_groups(df)
     if not reals or groups.empty:
-        raise ValueError(
+        raise AfpError(
             f"scores table: {len(reals)} real and {len(groups)} fake groups; expected some of each"
         )
     size = (SINGLE if len(reals) == 1 else DOUBLE, 3.3)
@@ -188,7 +189,7 @@ def _one_detector(scores: pd.DataFrame) -> pd.DataFrame:
     df = check_scores(scores)
     df = df[~df["failed"]]
     if len(found := df[["detector", "perturbation"]].drop_duplicates()) != 1:
-        raise ValueError(
+        raise AfpError(
             f"scores table: expected one detector and perturbation; got {found.to_numpy().tolist()}"
         )
     return df

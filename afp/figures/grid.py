@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +12,22 @@ import pandas as pd
 from PIL import Image
 
 from ..data.images import open_image
+from ..errors import AfpError
 from .style import DOUBLE, Drawn, style
+
+
+def data_uri(image: Image.Image, side: int, kind: str = "webp") -> str:
+    """A picture inside a page: scaled down to ``side`` pixels on the longer side, as the text of a ``src``.
+
+    Args:
+        image: any mode; left as it is.
+        side: in pixels.
+        kind: "webp", "jpeg" or "png".
+    """
+    small, buffer = image.convert("RGB"), io.BytesIO()
+    small.thumbnail((side, side))
+    small.save(buffer, kind, quality=80)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 @style()
@@ -21,7 +38,7 @@ def image_grid(files: Iterable[str | Path | Image.Image], titles: Iterable[str],
     """
     files, titles = list(files), [str(title) for title in titles]
     if len(files) != len(titles) or not files:
-        raise ValueError(f"image_grid: {len(files)} images and {len(titles)} titles; expected as many, not 0")
+        raise AfpError(f"image_grid: {len(files)} images and {len(titles)} titles; expected as many, not 0")
     columns = min(columns, len(files))
     n_rows = -(-len(files) // columns)
     images = [(file if isinstance(file, Image.Image) else open_image(file)).convert("RGB") for file in files]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 from matplotlib.lines import Line2D
 
 from ..data.images import open_image
+from ..errors import require
+from ..files import HTML_HEAD, PAGE, check_output, write_text
+from .grid import data_uri
 from .style import DOUBLE, SERIES, Drawn, colour, series_style, style
 
 THUMBNAIL = 72  # pixels a side
@@ -71,31 +71,30 @@ def maps(points: Mapping[str, np.ndarray], frame: pd.DataFrame, colour_by: Seque
     return fig, pd.concat(tables, ignore_index=True)
 
 
-def _colours(frame: pd.DataFrame, by: str) -> tuple[list[str], list[Line2D]]:
+def _colours(frame: pd.DataFrame, by: str) -> tuple[list, list[Line2D]]:
     """A colour for each row, and a legend (none for more than ten values)."""
-    if by == "generator":
-        seen = frame.drop_duplicates("generator").sort_values(["label", "kind"], kind="stable")
-        fakes = [g for g, label in zip(seen["generator"], seen["label"], strict=True) if label]
-        known = {r.generator: colour(r.generator, r.kind) for r in seen.itertuples() if not r.label}
-        fresh = [c for c in (*SERIES[1:4], SERIES[4], SERIES[6], "#999933") if c not in known.values()]
-        if len(fakes) > len(fresh):
-            fresh = [plt.get_cmap("turbo")((i + 0.5) / len(fakes)) for i in range(len(fakes))]
-        known |= dict(zip(fakes, fresh, strict=False))
-    elif by == "label":
+    if by == "label":
         known = {0: SERIES[0], 1: SERIES[1]}
+    elif by == "generator":
+        seen = frame.drop_duplicates("generator").sort_values(["label", "kind"], kind="stable")
+        fakes = seen.loc[seen["label"] == 1, "generator"].tolist()
+        known = {r.generator: colour(r.generator, r.kind) for r in seen.itertuples() if not r.label}
+        fresh = [c for c in (*SERIES[1:5], SERIES[6], "#999933") if c not in known.values()]
+        known |= dict(zip(fakes, fresh if len(fakes) <= len(fresh) else _rainbow(len(fakes)), strict=False))
     else:
         values = sorted(frame[by].unique())
-        known = {v: plt.get_cmap("turbo")((i + 0.5) / len(values)) for i, v in enumerate(values)}
+        known = dict(zip(values, _rainbow(len(values)), strict=True))
     names = {0: "real", 1: "fake"} if by == "label" else {}
-    legend = (
-        [
-            Line2D([], [], marker="o", linestyle="", color=c, markersize=3.5, label=names.get(v, str(v)))
-            for v, c in known.items()
-        ]
-        if len(known) <= 10
-        else []
-    )
-    return [known[v] for v in frame[by]], legend
+    labels = [(names.get(value, str(value)), hue) for value, hue in known.items()]
+    legend = [
+        Line2D([], [], color=hue, label=label, marker="o", linestyle="", markersize=3.5)
+        for label, hue in labels
+    ]
+    return [known[v] for v in frame[by]], legend if len(known) <= 10 else []
+
+
+def _rainbow(n: int) -> list:
+    return [plt.get_cmap("turbo")((i + 0.5) / n) for i in range(n)]
 
 
 @style()
@@ -137,34 +136,30 @@ def write_page(xy: np.ndarray, frame: pd.DataFrame, out: str | Path, title: str 
     Args:
         xy: (n, 2), of `afp.studies.feature_space.project`.
         frame: n rows with file, path, generator, label, kind, source.
+        out: the page; an earlier one is replaced.
+        title: of the page.
+    Raises:
+        AfpError: ``out`` is another file's name; plotly is not installed.
     """
+    out = check_output(out, PAGE, frame["file"])
+    fig = require("plotly.graph_objects", extra="maps").Figure()
     looks = pd.Series(_colours(frame, "generator")[0], index=frame.index)
-    fig = go.Figure()
     for generator, part in frame.groupby("generator", sort=False):
         at = xy[frame.index.get_indexer(part.index)]
-        cards = [[_thumbnail(r.file), f"{r.path} ({r.generator}, {r.source})"] for r in part.itertuples()]
-        marker = {"color": looks[part.index[0]], "size": 7}
+        pictures = [data_uri(open_image(file), THUMBNAIL) for file in part["file"]]
+        captions = [f"{r.path} ({r.generator}, {r.source})" for r in part.itertuples()]
         fig.add_scatter(
             x=at[:, 0].tolist(),
             y=at[:, 1].tolist(),
             mode="markers",
             name=html.escape(generator),
-            marker=marker,
-            customdata=cards,
+            marker={"color": looks[part.index[0]], "size": 7},
+            customdata=list(zip(pictures, captions, strict=True)),
             hoverinfo="none",
         )
     fig.update_layout(
         title=html.escape(title), template="simple_white", xaxis_visible=False, yaxis_visible=False
     )
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    page = fig.to_html(include_plotlyjs=True, post_script=_HOVER.replace("SIDE", str(THUMBNAIL)))
-    out.write_text(page, encoding="utf-8")
-    return out
-
-
-def _thumbnail(file: str) -> str:
-    image, buffer = open_image(file), io.BytesIO()
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    image.save(buffer, "jpeg", quality=75)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    script = _HOVER.replace("SIDE", str(THUMBNAIL))
+    body = fig.to_html(include_plotlyjs=True, post_script=script, full_html=False)
+    return write_text(out, f'{HTML_HEAD}<meta charset="utf-8"></head><body>{body}</body></html>\n')

@@ -14,8 +14,11 @@ from tqdm.auto import tqdm
 
 from ..data.preprocess import prepare
 from ..detectors.base import Detector
+from ..files import written_folder
 from ..studies.gradients import DifferentiableDetector
 from ..studies.relevance import relevance
+
+MADE_BY = "afp score --explain"
 
 
 def overlay(image: Image.Image, of_image: np.ndarray, strength: float | None = None) -> Image.Image:
@@ -37,12 +40,24 @@ def overlay(image: Image.Image, of_image: np.ndarray, strength: float | None = N
 def write_overlays(
     detector: Detector, frame: pd.DataFrame, out: str | Path, perturbation: str = "none"
 ) -> list[Path]:
-    """`overlay` of every row as ``out/NNNN-<name>.png``. ModelError: the detector's score has no gradient."""
-    victim, out, files = DifferentiableDetector.of(detector), Path(out), []
-    out.mkdir(parents=True, exist_ok=True)
-    for i, row in enumerate(tqdm(frame.itertuples(), total=len(frame), desc="explain", unit="image")):
-        image = prepare(row.file, row.sha256, detector.normalisation, perturbation)
-        name = re.sub(r"[^A-Za-z0-9_-]", "_", Path(row.path).stem)[:80]
-        files.append(out / f"{i:04}-{name}.png")
-        overlay(image, relevance(victim, [image])[0]).save(files[-1])
-    return files
+    """`overlay` of every row as ``out/NNNN-<name>.png``.
+
+    Args:
+        detector: fitted; its score must have a gradient.
+        frame: rows with path, file and sha256.
+        out: folder; one of an earlier call is replaced.
+        perturbation: see `afp.data.preprocess`.
+    Returns:
+        The files.
+    Raises:
+        ModelError: the detector's score has no gradient.
+        DataError: ``out`` holds other files.
+    """
+    victim, names = DifferentiableDetector.of(detector), []
+    with written_folder(out, MADE_BY, frame["file"]) as folder:
+        for i, row in enumerate(tqdm(frame.itertuples(), total=len(frame), desc="explain", unit="image")):
+            image = prepare(row.file, row.sha256, detector.normalisation, perturbation)
+            name = re.sub(r"[^A-Za-z0-9_-]", "_", Path(row.path).stem)[:80]
+            names.append(f"{i:04}-{name}.png")
+            overlay(image, relevance(victim, [image])[0]).save(folder / names[-1])
+    return [Path(out) / name for name in names]

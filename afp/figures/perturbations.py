@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from ..errors import AfpError
 from ..studies.robustness import METRIC_NAMES, perturbation_level, perturbation_order, perturbation_title
 from .style import (
     DOUBLE,
@@ -52,7 +53,7 @@ def strength_curves(
     known = sorted(df["perturbation"].unique(), key=perturbation_order)
     specs = [spec for spec in known if perturbation_level(spec)[0] in (family, "none")]
     if len(specs) < 2:
-        raise ValueError(f"family {family!r}: no such perturbation in {known}")
+        raise AfpError(f"family {family!r}: no such perturbation in {known}")
     df = df[df["perturbation"].isin(specs)]
     single = df[df["group"] != "mean held-out"].sort_values("seen", ascending=False, kind="stable")
     markers = {group: MARKERS[k % len(MARKERS)] for k, group in enumerate(single["group"].unique())}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +15,9 @@ from ..data.preprocess import prepare
 from ..detectors import load
 from ..detectors.base import read_config
 from ..errors import ImageError, ModelError
+from ..files import PAGE, check_output, write_text
 from ..results.verdict import Standing, cautions
+from .grid import data_uri
 
 THUMBNAIL = 240  # pixels, the longer side
 MOST_THUMBNAILS = 1000  # about 10 MB of page
@@ -37,8 +37,10 @@ def write_html(
         n_maps: highest scores that get a relevance map beside their picture, if the run's detector has a gradient.
     Raises:
         ModelError: ``folder`` holds no run.
+        DataError: ``out`` is another file's name.
     """
-    standing, out = Standing.of(folder), Path(out)
+    check_output(out, PAGE, frame["file"])
+    standing = Standing.of(folder)
     table = table.sort_values("score", ascending=False, na_position="last", kind="stable")
     failed = int((table["error"] != "").sum())
     fakes = int((table["score"] >= table["threshold"]).sum())
@@ -58,9 +60,7 @@ def write_html(
     page = environment.get_template("report.html").render(
         title="Real or fake?", counts=counts, about=about, rows=rows
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
-    return out
+    return write_text(out, page)
 
 
 def with_files(table: pd.DataFrame, frame: pd.DataFrame) -> Iterator[tuple]:
@@ -81,9 +81,7 @@ def _relevance(folder: str | Path) -> Callable[[Image.Image], Image.Image] | Non
         victim = gradients.DifferentiableDetector.of(load(folder))
     except ModelError:  # its preprocessing has no gradient
         return None
-    return lambda image: overlays.overlay(
-        image, relevance.relevance(victim, [image], n_steps=4)[0]
-    )  # as notebook 04
+    return lambda image: overlays.overlay(image, relevance.relevance(victim, [image], n_steps=4)[0])
 
 
 def _rows(
@@ -96,17 +94,18 @@ def _rows(
             content |= {"score": row.score, "threshold": row.threshold}
             try:
                 content["notes"] = cautions(file, standing.normalisation)
-                content["thumbnail"] = thumbnail(open_image(file)) if i < MOST_THUMBNAILS else ""
+                if i < MOST_THUMBNAILS:
+                    content["thumbnail"] = data_uri(_framed(open_image(file)), THUMBNAIL)
                 if draw and i < n_maps:
                     seen = prepare(file, row.sha256, standing.normalisation, row.perturbation)
-                    content["map"] = thumbnail(draw(seen))
+                    content["map"] = data_uri(_framed(draw(seen)), THUMBNAIL)
             except ImageError as error:  # it could be read when it was scored
                 content["notes"] = [str(error)]
         yield content
 
 
-def thumbnail(image: Image.Image) -> str:
-    """A small JPEG as a data URI, the central square framed where the picture is not one."""
+def _framed(image: Image.Image) -> Image.Image:
+    """A small copy, the central square framed where the picture is not one."""
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     side = min(small.size)
@@ -114,6 +113,4 @@ def thumbnail(image: Image.Image) -> str:
         left, top = (small.width - side) // 2, (small.height - side) // 2
         square = (left, top, left + side - 1, top + side - 1)
         ImageDraw.Draw(small).rectangle(square, outline="#ff9900", width=2)
-    buffer = io.BytesIO()
-    small.save(buffer, "jpeg", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return small

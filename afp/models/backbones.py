@@ -29,7 +29,8 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from ..errors import ModelError
+from ..errors import AfpError, ModelError
+from ..files import damaged
 from ..paths import backbone_folder
 
 ALIASES = {"clip-vit-l14": "openai/clip-vit-large-patch14", "clip-vit-b32": "openai/clip-vit-base-patch32"}
@@ -148,7 +149,7 @@ class Backbone:
         kind, _, number = output.partition(":")
         if kind != "tokens" or not number.isdigit() or int(number) > self.n_blocks:
             known = f"embedding, cls or tokens:K with K from 0 to {self.n_blocks}"
-            raise ValueError(f"feature output {output!r}: expected {known}")
+            raise AfpError(f"feature output {output!r}: expected {known}")
         return int(number)
 
 
@@ -195,6 +196,8 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> Backbone:
     source, revision = _source(name)
     if name == "demo-clip" and not Path(source, "config.json").is_file():
         raise ModelError(f"backbone demo-clip: no weights in {source}; build them with `afp demo`")
+    if name == "demo-clip" and (changed := damaged(source)):
+        raise ModelError(f"{source}: {', '.join(changed)} damaged or missing; mend with `afp demo`")
     if Path(source).is_dir():
         hf_logging.disable_progress_bar()  # a bar is for downloads, not for reading a folder
     where: dict[str, Any] = {

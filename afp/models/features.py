@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..data.loader import ImageDataset, worker_count
 from ..data.preprocess import Normalisation, check_perturbation
-from ..errors import UnreadableImages
+from ..errors import AfpError, UnreadableImages
 from ..files import written_whole
 from ..paths import cache_dir
 from .backbones import Backbone
@@ -49,7 +49,7 @@ def extract(
         UnreadableImages: names every bad file, after all the others have been cached.
     """
     if frame.empty:
-        raise ValueError("no image to extract features from: the frame has no row")
+        raise AfpError("no image to extract features from: the frame has no row")
     normalisation = normalisation or Normalisation()
     perturbation = check_perturbation(perturbation)
     outputs = POOLED if output in POOLED else (output,)

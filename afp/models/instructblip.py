@@ -31,7 +31,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..errors import ModelError
+from ..errors import AfpError, ModelError
 from ..paths import DEMO_VLM
 from .backbones import Backbone, best_device, load_backbone
 
@@ -323,6 +323,7 @@ def load_vlm(
     if is_demo:
         tower, output = load_backbone("demo-clip"), "cls"
     else:
+        assert processor is not None  # only the demo has none
         vision = model.vision_model
         tower = VisionTower(name, vision, processor, None, device, kind, mixed=mixed, crop=crop)
         output = "tokens"
@@ -439,5 +440,5 @@ class VisionTower(Backbone):
     def check_output(self, output: str) -> int:
         """The block after which the tokens are taken. Raises ValueError for any output but `tokens`."""
         if output != "tokens":
-            raise ValueError(f"feature output {output!r}: expected 'tokens'")
+            raise AfpError(f"feature output {output!r}: expected 'tokens'")
         return self.n_blocks

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from huggingface_hub import hf_hub_download
 from tqdm.auto import tqdm
 
 from .. import detectors
@@ -24,8 +23,6 @@ from ..detectors.base import IMAGES, Detector, image_roles, read_config, seal
 from ..detectors.operating_point import TARGET_FPR, OperatingPoint, choose_operating_point, fewest_for
 from ..errors import DataError
 from ..files import read_json, write_json, write_text, written_whole
-from ..models.backbones import ALIASES as CLIP_ALIASES
-from ..models.instructblip import ALIASES as VLM_ALIASES
 from ..paths import ROOT, backbone_folder, runs_dir
 from .scores import score_frame, unscored_table, write_rows
 
@@ -118,7 +115,12 @@ def _weights(backbone: str) -> object:
             f for f in folder.rglob("*") if f.suffix in (".safetensors", ".json", ".txt", ".model")
         )
         return [[f.relative_to(folder).as_posix(), _file_hash(f, f.stat().st_mtime_ns)] for f in files]
-    name, _, revision = (CLIP_ALIASES | VLM_ALIASES).get(backbone, backbone).partition("@")
+    from huggingface_hub import hf_hub_download
+
+    from ..models import backbones, instructblip
+
+    aliases = backbones.ALIASES | instructblip.ALIASES
+    name, _, revision = aliases.get(backbone, backbone).partition("@")
     try:
         return Path(hf_hub_download(name, "config.json", revision=revision or None)).parent.name
     except (OSError, ValueError):  # the fit will say that there are no weights
@@ -191,11 +193,13 @@ def calibrate(
     folder = Path(folder)
     detector = detectors.load(folder)
     reals = reals.assign(label=0, generator="real", kind="real")
-    scored = score_frame(detector, reals, run=folder.resolve().name, progress=progress)
-    good = scored[scored["score"].notna()]
-    if len(good) < (fewest := fewest_for(target_fpr)):
+    good = scored = reals
+    if len(reals) >= (fewest := fewest_for(target_fpr)):
+        scored = score_frame(detector, reals, run=folder.resolve().name, progress=progress)
+        good = scored[scored["score"].notna()]
+    if len(good) < fewest:
         raise DataError(
-            f"{len(good)} readable photographs ({len(scored) - len(good)} unreadable): too few for a rate of "
+            f"{len(good)} photographs ({len(scored) - len(good)} unreadable ones left out): too few for a rate of "
             f"{target_fpr:g}; expected at least {fewest}, and better ten times as many"
         )
     sources = good["sha256"].where(good["sha256"] != "", good["path"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +27,6 @@ SCORE_COLUMNS = [
 NUMBERS = ("label", "fold", "seen", "threshold", "score")
 NEEDED = ("path", "label", "score")  # of a table that another program wrote
 CHUNK = 64  # images between two flushes of a scores table
-# Names that say the opposite of a label, whole and in any case.
-_REAL = re.compile(r"(\d_)?(reals?|nature|natural|photos?|photographs?|genuine|authentic)(-resampled)?", re.I)
-_FAKE = re.compile(r"(\d_)?(fakes?|ai|generated|synthetic)", re.I)
 
 
 def score_frame(
@@ -51,9 +47,8 @@ def score_frame(
         run, fold, perturbation: what the table says about all rows.
         thresholds: instead of the detector's: generator -> threshold; under "" for all others.
     Returns:
-        DataFrame with `SCORE_COLUMNS`, in the frame's order. ``role`` is ``train``, ``validation`` or ``calibration``
-        for an image that the detector has met, or whose photograph it has met; ``place`` tells files of one name
-        apart.
+        DataFrame with `SCORE_COLUMNS`, in the frame's order. ``role`` is train, validation or calibration for an
+        image that the detector has met, or whose photograph it has met; ``place`` tells files of one name apart.
     """
     table = unscored_table(detector, frame, run, fold, perturbation, thresholds)
     return _fill(table, detector, frame.reset_index(drop=True), progress)
@@ -181,9 +176,15 @@ def score_to_csv(
 def _only_writer(out: Path) -> Iterator[None]:
     """Lets one process at a time write a table, by a file beside it that stays where the work was not finished."""
     mark = out.with_name(out.name + ".unfinished")
+    was_unfinished = mark.exists()
     try:
         with FileLock(mark, timeout=0):
-            yield
+            try:
+                yield
+            except DataError:  # refused before anything was written
+                if not was_unfinished:
+                    mark.unlink()
+                raise
             mark.unlink()
     except Timeout:
         raise DataError(f"{out}: another process is writing it; wait, or give another --out") from None
@@ -209,7 +210,7 @@ def _earlier(out: Path, run: str) -> pd.DataFrame:
         raise DataError(
             f"{out}: not a scores table of this version (columns {columns} …); give another --out"
         )
-    for other in table["run"][table["run"].str.rpartition("@")[2] != run.rpartition("@")[2]].head(1):
+    for other in table["run"][table["run"].str.split("@").str[-1] != run.split("@")[-1]].head(1):
         raise DataError(f"{out}: holds scores of run {other}, not of {run}; give another --out")
     return table
 
@@ -279,15 +280,3 @@ def held_out_rows(table: pd.DataFrame) -> pd.DataFrame:
     met = table["role"] != ""
     knows = met.groupby(table["run"]).transform("any")
     return table[np.where(knows, ~met, table["split"].isin(["test", ""]))]
-
-
-def doubtful_names(frame: pd.DataFrame) -> list[str]:
-    """Generators whose name says the opposite of their label, a question each; of a manifest or a scores table."""
-    found = []
-    for (label, name), part in frame.groupby(["label", "generator"]):
-        if (_FAKE if label == 0 else _REAL).fullmatch(str(name)):
-            word = "real" if label == 0 else "fake"
-            found.append(
-                f"{len(part)} images of generator {name!r} are labelled {word} ({label:g}): is that right?"
-            )
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from ..errors import AfpError
 from .metrics import Estimate
 
 COLUMNS = {
@@ -21,8 +22,8 @@ def held_out_table(results: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
         results: `afp.results.metrics.evaluate` of one detector under one perturbation.
     Returns:
         Text columns: generator, kind, in training, images (real + fake), AUC against the real images (its title
-        names them) and (where there are any) against resampled ones, then AP and accuracies against the real images. The
-        last rows are the false-positive rate of each set of real images.
+        names them) and (where there are any) against resampled ones, then AP and accuracies against the real
+        images. The last rows are the false-positive rate of each set of real images.
     """
     fakes = results[results["kind"] != "real"]
     against = list(fakes["against"].unique())
@@ -71,7 +72,7 @@ def summary_table(
     results.
     """
     if missing := set(metrics) - set(known := results["metric"].unique()):
-        raise ValueError(f"metrics: {sorted(missing)} not in the results; expected some of {list(known)}")
+        raise AfpError(f"metrics: {sorted(missing)} not in the results; expected some of {list(known)}")
     df = results[results["metric"].isin(metrics)].reset_index(drop=True)
     over_generators = df["group"].str.match("(mean|min|max) held-(in|out)$")
     held_out = df[~over_generators & (df["seen"] == 0) & (df["kind"] != "real")]

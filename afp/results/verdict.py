@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..data.images import open_image
+from ..data.images import describe_file, extension_caution, open_image
 from ..data.preprocess import Normalisation
 from ..detectors.base import check_seal, read_config
 from ..detectors.operating_point import threshold_at_fpr
@@ -149,14 +150,15 @@ def cautions(file: str | Path, normalisation: Normalisation | None = None) -> li
         found.append(
             f"elongated: only the central square was judged, {judged:.0%} of the picture; crop what matters"
         )
-    with Image.open(file) as image:
-        kind, size, exif = image.format, image.size, "exif" in image.info
-        tables: dict[int, list[int]] | None = getattr(image, "quantization", None)
-    if tables and (quality := jpeg_quality(tables[min(tables)])) < POOR_JPEG:
+    if differs := extension_caution(file):
+        found.append(differs)
+    about = describe_file(file)
+    kind, size, tables = about["format"], str(about["size"]).split("x"), json.loads(str(about["jpeg_tables"]))
+    if tables and (quality := jpeg_quality(tables[0])) < POOR_JPEG:
         found.append(f"heavily compressed: JPEG quality about {quality}; traces of generators fade with it")
     if flat_share(pixels) > FLAT:
         found.append("screenshot or drawing? Most of it is flat colour; the detector knows photographs")
-    elif kind in ("PNG", "BMP", "WEBP") and not exif and frozenset(size) in SCREENS:
+    elif kind in ("PNG", "BMP", "WEBP") and not about["exif"] and frozenset(map(int, size)) in SCREENS:
         found.append(
             f"screenshot? {kind} of {size[0]} x {size[1]}, the size of a screen, without camera data; "
             "then it was judged as shown, scaled and framed"

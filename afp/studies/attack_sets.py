@@ -16,12 +16,13 @@ from ..data.images import sha256
 from ..data.manifest import COLUMNS, read_manifest, write_manifest
 from ..data.preprocess import Normalisation, prepare_all
 from ..errors import AfpError
-from ..files import read_json, write_json, written_whole
+from ..files import check_folder, read_json, write_json, written_folder, written_whole
 from ..models.backbones import Backbone, load_backbone
 from ..models.differentiable import to_pixels
 from .attacks import BATCH, Settings, add_trigger, collide_features, pgd_attack, to_images
 from .gradients import PrototypeClassifier
 
+MADE_BY = "afp attack"
 LOSSLESS = Normalisation(codec="png")
 
 
@@ -62,12 +63,11 @@ def make_attack_set(
         raise AfpError(f"{settings.kind}: needs photographs of 2 sources or more, to be taken for another")
     record: dict[str, Any] = {"settings": asdict(settings), "n": len(real), "images": sorted(real["sha256"])}
     record["victim"] = f"which photograph, on {backbone} in {dtype}" if needs_victim else None
-    stamp, manifest = out / "attack.json", out / "manifest.csv"
-    if stamp.is_file():
-        found = read_record(out) or {}
+    if found := read_record(out):
         if {k: found.get(k) for k in record} != record:
             raise AfpError(f"{out}: holds another attacked set; give another folder or delete it")
-        return read_manifest(manifest)
+        return read_manifest(out / "manifest.csv")
+    check_folder(out, MADE_BY, frame["file"])
     originals = prepare_all(real, LOSSLESS)
     tower = load_backbone(backbone, dtype=dtype) if needs_victim else None
     attacked, record["success_rate"] = _attack(originals, real["source"].tolist(), settings, tower, progress)
@@ -83,13 +83,14 @@ def make_attack_set(
             {"generator": settings.kind, "kind": "attack", "label": 1, "split": split},
         ),
     }
-    parts = []
-    for name, (images, columns) in sets.items():
-        files = [_save(image, out / name / f"{i:04}.png") for i, image in enumerate(images)]
-        parts.append(real.assign(file=files, sha256=[sha256(file) for file in files], **columns))
-    write_manifest(pd.concat(parts, ignore_index=True)[[*COLUMNS, "file"]], manifest)
-    write_json(stamp, record)
-    return read_manifest(manifest)
+    with written_folder(out, MADE_BY, frame["file"]) as folder:
+        parts = []
+        for name, (images, columns) in sets.items():
+            files = [_save(image, folder / name / f"{i:04}.png") for i, image in enumerate(images)]
+            parts.append(real.assign(file=files, sha256=[sha256(file) for file in files], **columns))
+        write_manifest(pd.concat(parts, ignore_index=True)[[*COLUMNS, "file"]], folder / "manifest.csv")
+        write_json(folder / "attack.json", record)
+    return read_manifest(out / "manifest.csv")
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:

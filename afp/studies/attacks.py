@@ -13,13 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from foolbox.attacks import LinfPGD
-from foolbox.models.pytorch import PyTorchModel
 from PIL import Image
 from torch import nn
 from torch.nn.functional import normalize
 
-from ..errors import AfpError
+from ..errors import AfpError, require
 from ..models.differentiable import DifferentiableTower, to_pixels
 
 KINDS = ("pgd", "fgsm", "poison", "patch", "blended")
@@ -74,8 +72,9 @@ def pgd_attack(
         (n, 3, s, s) in [0, 1], within epsilon of ``pixels``.
     """
     step = 2.5 * epsilon / steps if steps > 1 else epsilon
-    attack = LinfPGD(abs_stepsize=step, steps=steps, random_start=steps > 1)
-    wrapped = PyTorchModel(model.eval(), bounds=(0, 1), device=pixels.device)
+    foolbox = require("foolbox", extra="attacks")
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=step, steps=steps, random_start=steps > 1)
+    wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=pixels.device)
     torch.manual_seed(seed)
     batches = zip(pixels.split(BATCH), labels.split(BATCH), strict=True)
     return torch.cat([attack.run(wrapped, x, y, epsilon=epsilon).detach() for x, y in batches])

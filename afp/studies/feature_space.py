@@ -18,7 +18,7 @@ from sklearn.metrics import balanced_accuracy_score, silhouette_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from ..data.splits import thin
-from ..errors import DataError
+from ..errors import AfpError, DataError, require
 
 MEASURES = ("purity", "purity, other photographs", "silhouette", "separability")
 
@@ -93,11 +93,11 @@ def measure(
     y, s = pd.factorize(np.asarray(labels), sort=True)[0], pd.factorize(np.asarray(sources), sort=True)[0]
     n = len(y)
     if not 1 <= k < n:
-        raise ValueError(f"k: {k}, expected 1 to {n - 1} for {n} images")
+        raise AfpError(f"k: {k}, expected 1 to {n - 1} for {n} images")
     if y.max(initial=0) < 1 or s.max(initial=0) < 1:
-        raise ValueError(f"{y.max() + 1} labels of {s.max() + 1} sources: expected 2 or more of each")
+        raise AfpError(f"{y.max() + 1} labels of {s.max() + 1} sources: expected 2 or more of each")
     if y.max() == n - 1:
-        raise ValueError(f"{n} labels of {n} images: expected several images of a label")
+        raise AfpError(f"{n} labels of {n} images: expected several images of a label")
     varies = pd.Series(y).groupby(s).transform("nunique").gt(1)
     shared = pd.Series(s).groupby(y).nunique().gt(1).all()  # every label is borne by several sources
     distance = np.clip(1 - features @ features.T, 0, None)
@@ -158,9 +158,9 @@ def project(features: np.ndarray, method: str, neighbours: int = 30, seed: int =
         ValueError: another method, or too few or too many neighbours.
     """
     if method not in ("pca", "tsne", "umap"):
-        raise ValueError(f"method: {method!r}, expected pca, tsne or umap")
+        raise AfpError(f"method: {method!r}, expected pca, tsne or umap")
     if method != "pca" and not 2 <= neighbours <= len(features) / 3:
-        raise ValueError(
+        raise AfpError(
             f"neighbours: {neighbours}, expected 2 to {len(features) // 3} for {len(features)} images"
         )
     if method == "pca":
@@ -168,7 +168,7 @@ def project(features: np.ndarray, method: str, neighbours: int = 30, seed: int =
     if method == "tsne":
         options = {"perplexity": neighbours, "init": "pca", "metric": "cosine", "n_jobs": 1}
         return TSNE(random_state=seed, **options).fit_transform(features)
-    import umap  # compiles for seconds
+    umap = require("umap", extra="maps")  # compiles for seconds
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_jobs value")  # a fixed seed means one thread

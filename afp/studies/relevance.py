@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from captum.attr import IntegratedGradients
 from PIL import Image
 from PIL.Image import Resampling
 from sklearn.metrics import roc_auc_score
 
+from ..errors import AfpError, require
 from ..models.differentiable import to_pixels
 from ..results.metrics import Estimate, mean_by_source
 from .gradients import DifferentiableDetector
@@ -35,7 +35,7 @@ def relevance(victim: DifferentiableDetector, images: Sequence[Image.Image], n_s
         (n, g, g) for a grid of g x g patches.
     """
     maps = []
-    gradients = IntegratedGradients(victim.logit)
+    gradients = require("captum.attr", extra="attacks").IntegratedGradients(victim.logit)
     for start in range(0, len(images), BATCH):
         with torch.no_grad():
             states = victim.tower.embed(to_pixels(images[start : start + BATCH], victim.device))
@@ -74,7 +74,7 @@ def deletion(
         ValueError: share out of range.
     """
     if not 0 < share < 1:
-        raise ValueError(f"share: {share}, expected above 0 and below 1")
+        raise AfpError(f"share: {share}, expected above 0 and below 1")
     rng, rows = np.random.default_rng(0), []
     for image, of_image in zip(images, maps, strict=True):
         with torch.no_grad():

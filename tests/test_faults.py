@@ -1,0 +1,412 @@
+"""What was tried to lose, to forge or to crash, through the command line; `make faults` makes a table of it.
+
+A test's docstring is its row: what was tried, and in the second line what held.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from conftest import picture
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
+from safetensors.torch import save_file
+
+from afp import cli
+from afp.data.manifest import read_manifest, write_manifest
+from afp.files import STAMP, damaged, read_json, written_folder
+from afp.results import runs
+
+AFP = [sys.executable, "-m", "afp"]
+
+
+@pytest.fixture(autouse=True)
+def _figures_beside_notebooks(monkeypatch):
+    monkeypatch.delenv("AFP_FIGURES")
+
+
+@pytest.fixture
+def afp(capsys):
+    """A command as the console script runs it, in this process: exit status, and what was shown."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(a) for a in arguments])
+        shown = capsys.readouterr()
+        return int(stop.value.code or 0), shown.out + shown.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(small_frame, tmp_path_factory):
+    return runs.fit_run("spectrum", small_frame, tmp_path_factory.mktemp("run") / "r", progress=False)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for i in range(3):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        picture(i, 300).save(tmp_path / "photos" / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def notebook(folder: Path, *cells: str, name: str = "50_try.ipynb") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = new_code_cell("n: int = 1  # how many", metadata={"tags": ["parameters"]})
+    parts = [new_markdown_cell("# 50 A question"), parameters, *map(new_code_cell, cells)]
+    nbformat.write(new_notebook(cells=parts), folder / name)
+    return folder / name
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def line(shown: str) -> str:
+    """The one line of an error: no traceback, nothing after it."""
+    assert "Traceback" not in shown
+    return shown[shown.index("error: ") :]
+
+
+# It destroys nothing
+
+
+@pytest.mark.parametrize("name", ["index.html", "notes.txt"])
+def test_a_gallery_over_a_folder_of_the_users(name, afp, tmp_path):
+    """A gallery into a folder that holds the user's pages or notes
+    refused by name, the folder is as it was"""
+    notebook(tmp_path / "executed")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / name).write_text("my own")
+    status, shown = afp("gallery", tmp_path / "executed", "--out", tmp_path / "site")
+    assert status == 2 and "site: is not empty" in line(shown)
+    assert content(tmp_path / "site") == {name: b"my own"}
+
+
+def test_a_gallery_that_cannot_be_built(afp, tmp_path):
+    """A new gallery of a broken notebook over an older one, and over one with a file of the user's in it
+    the older one is as it was"""
+    executed, out = tmp_path / "executed", tmp_path / "gallery"
+    notebook(executed)
+    assert afp("gallery", executed, "--out", out)[0] == 0
+    assert afp("gallery", executed, "--out", out)[0] == 0  # its own is replaced
+    before = content(out)
+    (executed / "51_broken.ipynb").write_text("{}")
+    assert afp("gallery", executed, "--out", out)[0] == 2 and content(out) == before
+    (executed / "51_broken.ipynb").unlink()
+    (out / "notes.txt").write_text("my own")
+    status, shown = afp("gallery", executed, "--out", out)
+    assert status == 2 and "holds notes.txt" in line(shown) and (out / "notes.txt").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["executed", "gallery"]
+
+
+def test_attacked_images_over_the_originals(afp, small_manifest, photos):
+    """An attacked set into the folder of the manifest's photographs, and into one of other photographs
+    refused, not a byte is changed"""
+    for folder in (small_manifest.parent, photos):
+        before = content(folder)
+        status, shown = afp("attack", "patch", "-m", small_manifest, "--out", folder)
+        assert status == 2 and str(folder) in line(shown) and content(folder) == before
+
+
+@pytest.mark.parametrize("option", ["--html", "--out", "--explain"])
+def test_score_over_a_file_that_is_no_table_or_page(option, afp, run, photos):
+    """A page, a table or a folder of maps over a photograph, over the user's own page, over the run's weights
+    refused before anything is scored"""
+    own = photos / "own.html"
+    own.write_text("<html>my own</html>")
+    before, weights = content(photos), content(run)
+    for target in (photos / "0.png", own, run / "model.safetensors", run / "config.json", photos):
+        status, shown = afp("score", photos / "1.png", photos / "0.png", "--run", run, option, target)
+        assert status == 2 and str(target) in line(shown)
+    assert content(photos) == before and content(run) == weights
+
+
+def test_outputs_over_inputs(afp, run, small_manifest, photos, tmp_path, monkeypatch):
+    """`evaluate s.csv --out s.csv`, `score m.csv --out m.csv`, `manifest --out` over notes, `test --log` over photos
+    refused, each input is as it was"""
+    monkeypatch.chdir(tmp_path)
+    table, notes = tmp_path / "s.csv", tmp_path / "notes.csv"
+    assert afp("score", small_manifest, "--run", run, "--out", table)[0] == 0
+    notes.write_text("what,when\n")
+    before = {file: file.read_bytes() for file in (table, notes, small_manifest, photos / "0.png")}
+    for command in (
+        ("evaluate", table, "--out", table),
+        ("score", small_manifest, "--run", run, "--out", small_manifest),
+        ("manifest", small_manifest.parent, "--out", notes),
+        ("test", "--img_path", photos / "1.png", "--run", run, "--log", photos / "0.png"),
+        ("fit", "-d", "spectrum", "-m", small_manifest, "--out", photos),
+    ):
+        assert afp(*command)[0] == 2, command
+    assert {file: file.read_bytes() for file in before} == before
+
+
+def test_a_checkpoint_over_the_released_one(afp, run, tmp_path):
+    """`import-checkpoint --export` onto a file that is there; `--out` onto a run that is there
+    refused, both are as they were"""
+    (tmp_path / "released.pth").write_bytes(b"weights")
+    before = content(run)
+    assert afp("import-checkpoint", tmp_path / "released.pth", "--export", run)[0] == 2
+    assert afp("import-checkpoint", tmp_path / "released.pth", "--out", run)[0] == 2
+    assert (tmp_path / "released.pth").read_bytes() == b"weights" and content(run) == before
+
+
+def test_an_executed_notebook_over_its_source(afp, tmp_path):
+    """`afp run` of a notebook into its own folder, and into one with another notebook of its name
+    refused before it runs"""
+    path, other = notebook(tmp_path), notebook(tmp_path / "other", "'my own'")
+    before = content(tmp_path)
+    for folder in (path.parent, other.parent):
+        status, shown = afp("run", path, "--out", folder)
+        assert status == 2 and "was not made by `afp run`" in line(shown)
+    assert content(tmp_path) == before
+
+
+# It lets nobody in
+
+
+def test_names_that_control_a_terminal(afp, run, tmp_path):
+    """Escape sequences, line feeds and changes of direction in the names of 4 files, good ones and bad ones
+    shown as text"""
+    names = ["a\x1b[2Jb.png", "c\x1b]0;title\x07.png", "d\rerror.png", "e\u202egnp.exe.png"]
+    for i, name in enumerate(names):
+        picture(i, 300).save(tmp_path / name)
+    (tmp_path / names[0]).write_bytes(b"no image")
+    _, shown = afp("score", tmp_path, "--run", run, "--out", tmp_path / "s.csv")
+    assert not [part for part in ("\x1b[2J", "\x07", "\u202e", "d\r") if part in shown]
+    assert "\\x1b[2J" in shown and "\\u202e" in shown
+
+
+@pytest.mark.parametrize("name", ["[/x]", "[red]", "\x1b[31m", "<script>alert(1)</script>"])
+def test_generators_with_hostile_names(name, afp, run, small_frame, tmp_path):
+    """Generators named as markup of a table, as an escape sequence and as a script, scored, shown and evaluated
+    shown as text"""
+    named = small_frame.assign(generator=small_frame["generator"].replace("half", name))
+    manifest = write_manifest(named, tmp_path / "m.csv")
+    assert (
+        afp("score", manifest, "--run", run, "--out", tmp_path / "s.csv", "--html", tmp_path / "s.html")[0]
+        == 0
+    )
+    status, shown = afp("evaluate", tmp_path / "s.csv")
+    assert status == 0 and name.replace("\x1b", "\\x1b")[:8] in shown
+    assert "<script>alert" not in (tmp_path / "s.html").read_text(encoding="utf-8")
+
+
+def test_a_run_whose_backbone_brings_code(afp, tmp_path, photos, monkeypatch):
+    """A run whose `backbone` is a folder with `auto_map`, and a user who answers every question with yes
+    its code does not run"""
+    folder, ran = tmp_path / "backbone", tmp_path / "ran"
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        json.dumps(
+            {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
+        )
+    )
+    code = f"open({str(ran)!r}, 'w')\nfrom transformers import PretrainedConfig as Config\nModel = Config\n"
+    (folder / "evil.py").write_text(code)
+    foreign = shutil.copytree(runs.default_run(), tmp_path / "run")
+    config = read_json(foreign / "config.json")
+    config["config"]["backbone"] = str(folder)
+    (foreign / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    status, shown = afp("score", photos, "--run", foreign, "--out", tmp_path / "s.csv")
+    assert status == 2 and str(folder) in line(shown) and not ran.exists()
+
+
+# It stops in the right place
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "", '{"nbformat": 4}', '{"cells": 3, "nbformat": 4}', "\x00"])
+def test_a_notebook_that_is_none(text, afp, tmp_path):
+    """Files that are no notebooks, run
+    one line that names the file"""
+    (tmp_path / "50_bad.ipynb").write_text(text)
+    status, shown = afp("run", tmp_path / "50_bad.ipynb", "--out", tmp_path / "out")
+    assert status == 2 and "50_bad.ipynb: not a notebook" in line(shown)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 0.5])
+def test_a_stamp_that_was_cut(keep, afp, run, small_manifest, tmp_path):
+    """The stamps of a run, a gallery and an attacked set cut by a full disk to nothing, a byte and a half
+    no command fails on them as JSON"""
+    fitted = shutil.copytree(run, tmp_path / "r")
+    executed, out, attacked = tmp_path / "executed", tmp_path / "gallery", tmp_path / "attacked"
+    notebook(executed)
+    assert afp("gallery", executed, "--out", out)[0] == 0
+    assert afp("attack", "patch", "-m", small_manifest, "--out", attacked)[0] == 0
+    for stamp in (fitted / "environment.json", out / STAMP, attacked / "attack.json"):
+        whole = stamp.read_bytes()
+        stamp.write_bytes(whole[: int(keep if keep in (0, 1) else keep * len(whole))])
+    for command in (
+        ("fit", "-d", "spectrum", "-m", small_manifest, "--out", fitted),
+        ("gallery", executed, "--out", out),
+        ("attack", "patch", "-m", small_manifest, "--out", attacked),
+    ):
+        status, shown = afp(*command)
+        assert status in (0, 2) and "Expecting value" not in shown and "Traceback" not in shown, command
+
+
+def test_weights_that_were_cut(afp, run, photos, tmp_path):
+    """A run's weights cut to a half
+    one line, nothing is scored"""
+    cut = shutil.copytree(run, tmp_path / "r")
+    (weights,) = cut.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    status, shown = afp("score", photos, "--run", cut, "--out", tmp_path / "s.csv")
+    assert status == 2 and line(shown)
+
+
+def test_a_full_disk(afp, run, photos, tmp_path):
+    """A gallery and a page onto a disk of 256 kB, an older gallery on it
+    one line each, the older gallery is as it was"""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True
+    ).returncode:
+        pytest.skip("no right to mount")
+    try:
+        executed = tmp_path / "executed"
+        notebook(executed)
+        with written_folder(disk / "gallery", "afp gallery") as older:
+            (older / "index.html").write_text("older")
+        (executed / "figures").mkdir()
+        Image.effect_noise((600, 600), 90).save(executed / "figures" / "50_noise.png")
+        before = content(disk)
+        big = [f"--html={disk / 'page.html'}", f"--out={tmp_path / 's.csv'}"]
+        for i in range(40):
+            picture(i + 10, 300).save(photos / f"more-{i}.png")
+        for command in (
+            ("gallery", executed, "--out", disk / "gallery"),
+            ("score", photos, "--run", run, *big),
+        ):
+            status, shown = afp(*command)
+            assert status == 2 and "No space left" in line(shown), command
+        assert content(disk) == before
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError("ours"), ValueError("ours"), torch.cuda.OutOfMemoryError("CUDA out of memory")]
+)
+def test_errors_of_the_program_itself(error, afp, monkeypatch):
+    """Errors that are the program's own, and a CUDA error
+    their traceback is kept"""
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("afp.cli.doctor.check_machine", fail)
+    with pytest.raises(type(error)):
+        cli.main(["doctor"])
+
+
+def test_debug_shows_where_an_error_of_the_users_arose(tmp_path):
+    """A missing folder, with `--debug`
+    the traceback is shown"""
+    with pytest.raises(ValueError, match="no executed notebooks"):
+        cli.main(["--debug", "gallery", str(tmp_path)])
+
+
+def test_a_terminal_without_the_characters(tmp_path):
+    """Japanese names on a terminal with Windows' code page 1252
+    one line, written with escapes"""
+    command = [*AFP, "gallery", str(tmp_path / "\u65e5\u672c")]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
+    assert done.returncode == 2
+    assert b"\\u65e5\\u672c: no executed notebooks" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_an_interrupted_notebook(tmp_path):
+    """Ctrl-C during a notebook
+    one line that says what was kept; no kernel, no notebook, no traceback is left"""
+    path = notebook(tmp_path, f"open({str(tmp_path / 'started')!r}, 'w')", "import time; time.sleep(300)")
+    command = [*AFP, "run", str(path), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    until = time.time() + 90
+    while not (tmp_path / "started").exists() and process.poll() is None and time.time() < until:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert "interrupted: the notebooks executed so far are kept" in shown and "Traceback" not in shown
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_killed_build_and_two_at_once(afp, tmp_path):
+    """A gallery killed (SIGKILL) at 2 moments, then two written at once, over an older one
+    at each moment the older or the newer one is there, whole; nothing is left beside it"""
+    executed, out = tmp_path / "executed", tmp_path / "gallery"
+    notebook(executed)
+    (executed / "figures").mkdir()
+    for i in range(20):
+        picture(i, 600).save(executed / "figures" / f"50_{i}.png")
+    command = [*AFP, "gallery", str(executed), "--out", str(out)]
+    assert afp("gallery", executed, "--out", out)[0] == 0
+    for pause in (0, 0.4):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not list(tmp_path.glob(".gallery.*")) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(pause)
+        process.kill()
+        process.wait()
+        assert damaged(out) == []
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert damaged(out) == [] and sorted(p.name for p in tmp_path.iterdir()) == ["executed", "gallery"]
+
+
+def test_weights_that_nobody_else_may_read(run, tmp_path):
+    """Weights written by safetensors, which lets their owner alone read them
+    permissions are those of any new file"""
+    (tmp_path / "any").touch()
+    with written_folder(tmp_path / "weights", "afp demo") as folder:
+        save_file({"w": torch.zeros(3)}, folder / "model.safetensors")
+    for weights in (tmp_path / "weights" / "model.safetensors", *run.glob("*.safetensors")):
+        assert weights.stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+def test_flipped_bits_in_unpacked_weights(afp, photos, tmp_path, monkeypatch):
+    """Single bits flipped in each file of unpacked weights, and a file deleted
+    `afp doctor` and `afp score` name the file and the mend"""
+    monkeypatch.setenv("AFP_DATA", str(tmp_path))
+    with written_folder(tmp_path / "weights" / "demo-clip", "afp demo") as folder:
+        for name in ("model.safetensors", "config.json"):
+            (folder / name).write_bytes(bytes(1000))
+    for name in ("model.safetensors", "config.json"):
+        file = tmp_path / "weights" / "demo-clip" / name
+        for change in (lambda f: f.write_bytes(bytes(500) + b"\x01" + bytes(499)), Path.unlink):
+            change(file)
+            status, shown = afp("doctor")
+            assert status == 1 and f"{name} damaged or missing; mend with `afp demo`" in shown
+        file.write_bytes(bytes(999))
+        status, shown = afp("score", photos, "--run", runs.default_run(), "--out", tmp_path / "s.csv")
+        assert status == 2 and f"{name} damaged or missing; mend with `afp demo`" in line(shown)
+        file.write_bytes(bytes(1000))
+
+
+@pytest.mark.parametrize("column", ["label", "split", "path", "sha256"])
+def test_a_manifest_with_an_empty_column(column, afp, small_manifest, tmp_path):
+    """A manifest whose labels, splits, paths or hashes are gone, audited
+    one line or a finding that names the column"""
+    read_manifest(small_manifest)
+    text = small_manifest.read_text().splitlines()
+    at = text[0].split(",").index(column)
+    rows = [row.split(",") for row in text[1:]]
+    broken = [",".join("" if i == at else cell for i, cell in enumerate(row)) for row in rows]
+    (tmp_path / "m.csv").write_text("\n".join([text[0], *broken]) + "\n")
+    status, shown = afp("audit", tmp_path / "m.csv")
+    assert status in (1, 2) and "Traceback" not in shown and (column in shown or "missing" in shown)
