@@ -127,7 +127,7 @@ def beside_papers(results: pd.DataFrame, paper: pd.DataFrame, specs: Sequence[st
     own = own[own["against"] == "real"]
     fig, axes = plt.subplots(1, 2, figsize=(DOUBLE, 3.1), sharey=True)
     tables = []
-    looks = method_styles([*own["detector"], *paper["method"]])
+    looks = method_styles(own["detector"]) | method_styles(paper["method"])
     for ax, metric, column in ((axes[0], "ap", "average_precision"), (axes[1], "accuracy", "accuracy")):
         for k, (name, look) in enumerate(looks.items()):
             ours = own[(own["detector"] == name) & (own["metric"] == metric)].set_index("perturbation")
