@@ -264,13 +264,14 @@ def size_beside_paper(ours: pd.DataFrame, theirs: pd.DataFrame) -> Drawn:
     titles = ("ours: the demo's benchmark", "published: other backbone, data and test sets")
     for ax, table, title in zip(axes, (left, right), titles, strict=True):
         looks, ends = method_styles(table["method"]), []
-        for name, look in looks.items():
+        for i, (name, look) in enumerate(looks.items()):
             rows = table[table["method"] == name].sort_values("n_train")
-            half = rows.get("half")
-            ax.errorbar(rows["n_train"], rows["accuracy"], half, elinewidth=0.7, **look)
+            drawn = ax.errorbar(rows["n_train"], rows["accuracy"], rows.get("half"), elinewidth=0.8, **look)
+            for artist in drawn.get_children() if "half" in rows else []:  # side by side on the screen
+                artist.set_transform(offset_copy(ax.transData, fig, x=3 * i, units="points"))
             ends.append((rows["accuracy"].iloc[-1], name, look["color"]))
-        ax.set(xscale="log", xlabel="training images, both classes", title=title)
-        ticks = sorted({round(n, -1) for n in table["n_train"]})
+        ax.set(xscale="log", xlabel="training images, both classes", title=title, xmargin=0.1)
+        ticks = sorted({round(n) for n in table["n_train"]})
         ax.set_xticks(ticks, [_thousands(tick) for tick in ticks])
         ax.minorticks_off()
         _name_ends(ax, ends)
@@ -281,10 +282,10 @@ def size_beside_paper(ours: pd.DataFrame, theirs: pd.DataFrame) -> Drawn:
 def _name_ends(ax: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """A name to the right of each (y, name, colour), at least a line of text apart."""
     low, high = ax.get_ylim()
-    lowest = -np.inf
-    for y, name, hue in sorted(ends):
-        lowest = max(y, lowest + 0.055 * (high - low))
-        ax.text(1.02, lowest, name, transform=ax.get_yaxis_transform(), va="center", color=hue, fontsize=7.5)
+    gap, highest = 0.055 * (high - low), np.inf
+    for y, name, hue in sorted(ends, reverse=True):
+        highest = min(y, highest - gap)
+        ax.text(1.02, highest, name, transform=ax.get_yaxis_transform(), va="center", color=hue, fontsize=7.5)
 
 
 def _means(table: pd.DataFrame, by: str | list[str] = "method") -> pd.DataFrame:
