@@ -134,7 +134,7 @@ def test_the_gallery_needs_no_network_and_fits_a_phone(browser, tmp_path):
         long = nbformat.v4.new_output("stream", text="a long line " * 50)
         notebook.cells.append(nbformat.v4.new_code_cell("x = " + "1 + " * 99 + "1", outputs=[long]))
         nbformat.write(notebook, tmp_path / "executed" / path.name)
-    index = gallery.build(tmp_path / "executed", tmp_path / "gallery", ROOT / "figures")
+    index = gallery.build_gallery(tmp_path / "executed", tmp_path / "gallery", ROOT / "figures")
     phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     for page in sorted(index.parent.glob("*.html")):
