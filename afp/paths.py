@@ -66,4 +66,5 @@ def outputs() -> str:
         raise AfpError(
             f"this notebook lies in {here[0]}, but has imported {ROOT / 'afp'}; use that folder's .venv"
         )
-    return f"figures: {figures_dir()}\nruns: {runs_dir()}"
+    shown = (f.relative_to(ROOT) if f.is_relative_to(ROOT) else f for f in (figures_dir(), runs_dir()))
+    return "figures: {}\nruns: {}".format(*shown)
