@@ -220,6 +220,7 @@ def test_a_run_whose_backbone_brings_code(afp, tmp_path, photos, monkeypatch):
     config = read_json(foreign / "config.json")
     config["config"]["backbone"] = str(folder)
     (foreign / "config.json").write_text(json.dumps(config))
+    (foreign / "checksums.json").unlink()
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
     status, shown = afp("score", photos, "--run", foreign, "--out", tmp_path / "s.csv")
     assert status == 2 and str(folder) in line(shown) and not ran.exists()
