@@ -27,7 +27,9 @@ class Rows:
     def pytest_runtest_makereport(self, item):
         report = (yield).get_result()
         if report.when == "call" or report.skipped:
-            self.rows.setdefault(item.function.__doc__, []).append(report.outcome)
+            cases = item.get_closest_marker("cases")
+            outcomes = [report.outcome] * (cases.args[0] if cases else 1)
+            self.rows.setdefault(item.function.__doc__, []).extend(outcomes)
 
     def table(self) -> str:
         lines = []

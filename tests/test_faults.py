@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 from afp import cli
 from afp.data.manifest import read_manifest, write_manifest
+from afp.detectors.base import seal
 from afp.files import STAMP, damaged, read_json, written_folder
 from afp.results import runs
 
@@ -95,6 +96,7 @@ def test_a_gallery_over_a_folder_of_the_users(name, afp, tmp_path):
     assert content(tmp_path / "site") == {name: b"my own"}
 
 
+@pytest.mark.cases(2)
 def test_a_gallery_that_cannot_be_built(afp, tmp_path):
     """A new gallery of a broken notebook over an older one, and over one with a file of the user's in it
     the older one is as it was"""
@@ -112,6 +114,7 @@ def test_a_gallery_that_cannot_be_built(afp, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["executed", "gallery"]
 
 
+@pytest.mark.cases(2)
 def test_attacked_images_over_the_originals(afp, small_manifest, photos):
     """An attacked set into the folder of the manifest's photographs, and into one of other photographs
     refused, not a byte is changed"""
@@ -122,6 +125,7 @@ def test_attacked_images_over_the_originals(afp, small_manifest, photos):
 
 
 @pytest.mark.parametrize("option", ["--html", "--out", "--explain"])
+@pytest.mark.cases(5)
 def test_score_over_a_file_that_is_no_table_or_page(option, afp, run, photos):
     """A page, a table or a folder of maps over a photograph, over the user's own page, over the run's weights
     refused before anything is scored"""
@@ -134,6 +138,7 @@ def test_score_over_a_file_that_is_no_table_or_page(option, afp, run, photos):
     assert content(photos) == before and content(run) == weights
 
 
+@pytest.mark.cases(5)
 def test_outputs_over_inputs(afp, run, small_manifest, photos, tmp_path, monkeypatch):
     """`evaluate s.csv --out s.csv`, `score m.csv --out m.csv`, `manifest --out` over notes, `test --log` over photos
     refused, each input is as it was"""
@@ -153,6 +158,7 @@ def test_outputs_over_inputs(afp, run, small_manifest, photos, tmp_path, monkeyp
     assert {file: file.read_bytes() for file in before} == before
 
 
+@pytest.mark.cases(2)
 def test_a_checkpoint_over_the_released_one(afp, run, tmp_path):
     """`import-checkpoint --export` onto a file that is there; `--out` onto a run that is there
     refused, both are as they were"""
@@ -163,6 +169,7 @@ def test_a_checkpoint_over_the_released_one(afp, run, tmp_path):
     assert (tmp_path / "released.pth").read_bytes() == b"weights" and content(run) == before
 
 
+@pytest.mark.cases(2)
 def test_an_executed_notebook_over_its_source(afp, tmp_path):
     """`afp run` of a notebook into its own folder, and into one with another notebook of its name
     refused before it runs"""
@@ -177,6 +184,7 @@ def test_an_executed_notebook_over_its_source(afp, tmp_path):
 # It lets nobody in
 
 
+@pytest.mark.cases(4)
 def test_names_that_control_a_terminal(afp, run, tmp_path):
     """Escape sequences, line feeds and changes of direction in the names of 4 files, good ones and bad ones
     shown as text"""
@@ -220,7 +228,7 @@ def test_a_run_whose_backbone_brings_code(afp, tmp_path, photos, monkeypatch):
     config = read_json(foreign / "config.json")
     config["config"]["backbone"] = str(folder)
     (foreign / "config.json").write_text(json.dumps(config))
-    (foreign / "checksums.json").unlink()
+    seal(foreign, ["config.json"])
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
     status, shown = afp("score", photos, "--run", foreign, "--out", tmp_path / "s.csv")
     assert status == 2 and str(folder) in line(shown) and not ran.exists()
@@ -239,6 +247,7 @@ def test_a_notebook_that_is_none(text, afp, tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 1, 0.5])
+@pytest.mark.cases(3)
 def test_a_stamp_that_was_cut(keep, afp, run, small_manifest, tmp_path):
     """The stamps of a run, a gallery and an attacked set cut by a full disk to nothing, a byte and a half
     no command fails on them as JSON"""
@@ -269,6 +278,7 @@ def test_weights_that_were_cut(afp, run, photos, tmp_path):
     assert status == 2 and line(shown)
 
 
+@pytest.mark.cases(2)
 def test_a_full_disk(afp, run, photos, tmp_path):
     """A gallery and a page onto a disk of 256 kB, an older gallery on it
     one line each, the older gallery is as it was"""
@@ -347,6 +357,7 @@ def test_an_interrupted_notebook(tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.cases(4)
 def test_a_killed_build_and_two_at_once(afp, tmp_path):
     """A gallery killed (SIGKILL) at 2 moments, then two written at once, over an older one
     at each moment the older or the newer one is there, whole; nothing is left beside it"""
@@ -380,6 +391,7 @@ def test_weights_that_nobody_else_may_read(run, tmp_path):
         assert weights.stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
+@pytest.mark.cases(6)
 def test_flipped_bits_in_unpacked_weights(afp, photos, tmp_path, monkeypatch):
     """Single bits flipped in each file of unpacked weights, and a file deleted
     `afp doctor` and `afp score` name the file and the mend"""

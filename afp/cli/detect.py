@@ -10,10 +10,10 @@ import pandas as pd
 import typer
 
 from ..detectors import NAMES
-from ..errors import DataError
+from ..errors import DataError, UnreadableImages
 from ..files import LOG, METRICS, PAGE, SCORES, check_folder, check_output
 from .echo import echo
-from .screen import pair, print_answers, print_metrics
+from .screen import pair, print_answers, print_frame, print_metrics
 
 RunOption = Annotated[Path | None, typer.Option(help="Run folder; default: the demo's linear probe.")]
 
@@ -39,19 +39,32 @@ def fit(
         bool,
         typer.Option("--balanced", help="Threshold of the best balanced accuracy; default with --fold all."),
     ] = False,
+    preset: Annotated[str | None, typer.Option(help="Recipe: demo, or the published one's name.")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Config field of the detector, as name=value (repeatable)."),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Fit nothing: print every setting, its source, where ours differs."),
+    ] = False,
 ) -> None:
     """Train a detector. Validation picks its hyperparameters and its threshold."""
     from ..data.manifest import read_manifest
+    from ..detectors import create
     from ..detectors.base import read_config
     from ..detectors.operating_point import TARGET_FPR, OperatingPoint
     from ..results import runs
     from ..results.scores import read_scores
 
-    config = dict(_setting(text) for text in settings or []) | ({"backbone": backbone} if backbone else {})
+    given = {"backbone": backbone, "preset": preset}
+    config = dict(_setting(text) for text in settings or []) | {k: v for k, v in given.items() if v}
+    if explain:
+        recipe = getattr(create(detector, **config), "explain_recipe", None)
+        if recipe is None:
+            raise DataError(f"--explain: {detector} has no published recipe")
+        print_frame(recipe(), title=f"{detector}, preset {config.get('preset', 'demo')}")
+        return
     if fold not in (None, "all") and not fold.isdigit():
         raise DataError(f"--fold: {fold!r}, expected 0 to 4 or all")
     if balanced and target_fpr is not None:
@@ -62,12 +75,17 @@ def fit(
         check_folder(out, "afp fit", [manifest])
     frame = read_manifest(_demo_or(manifest))
     options: dict = {"config": config, "without": without or [], "target_fpr": target_fpr}
+    try:
+        if fold == "all":
+            folder = runs.cross_fit(detector, frame, out, **options)
+        else:
+            folder = runs.fit_run(detector, frame, out, fold=None if fold is None else int(fold), **options)
+    except UnreadableImages as error:
+        hint = "`afp manifest ... --drop-unreadable` leaves such files out and says what each class loses"
+        raise DataError(f"{error}\n{hint}") from error
     if fold == "all":
-        folder = runs.cross_fit(detector, frame, out, **options)
         echo(f"scores: {folder / 'scores.csv'}")
         print_metrics(read_scores(folder / "scores.csv"), folder / "metrics.json")
-    else:
-        folder = runs.fit_run(detector, frame, out, fold=None if fold is None else int(fold), **options)
     content = read_config(folder)
     echo(f"{detector}: {content['n_trainable']:,} trained numbers")
     echo(str(OperatingPoint(**content["operating_point"])))

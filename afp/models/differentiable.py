@@ -45,6 +45,7 @@ class DifferentiableTower(nn.Module):
         self.projection: Any = model.visual_projection if output == "embedding" else None
         self.output, weight = output, next(self.vision.parameters())
         self.dtype, self.is_clip = weight.dtype, hasattr(self.vision, "pre_layrnorm")
+        self.mixed: torch.dtype | None = getattr(backbone, "mixed", None)  # as the tower itself is run
         self.mask = (None,) if self.is_clip else ()  # CLIP's blocks ask for one, InstructBLIP's have none
         for name, values in (("mean", processor.image_mean), ("std", processor.image_std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1).to(weight.device))
@@ -54,6 +55,15 @@ class DifferentiableTower(nn.Module):
 
     def embed(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels to what the first block reads: (b, 1 + patches, D), the class token first."""
+        with torch.autocast(self.mean.device.type, self.mixed, enabled=self.mixed is not None):
+            return self._embed(pixels)
+
+    def read(self, states: torch.Tensor) -> torch.Tensor:
+        """What the first block reads to the tower's output."""
+        with torch.autocast(self.mean.device.type, self.mixed, enabled=self.mixed is not None):
+            return self._read(states)
+
+    def _embed(self, pixels: torch.Tensor) -> torch.Tensor:
         if pixels.shape[-1] != self.size:
             for shape in ((pixels.shape[-2], self.size), (self.size, self.size)):
                 pixels = interpolate(pixels, shape, mode="bicubic", antialias=True).clamp(0, 1)
@@ -61,8 +71,7 @@ class DifferentiableTower(nn.Module):
         states = self.vision.embeddings(((pixels - self.mean) / self.std).to(self.dtype))
         return self.vision.pre_layrnorm(states) if self.is_clip else states
 
-    def read(self, states: torch.Tensor) -> torch.Tensor:
-        """What the first block reads to the tower's output."""
+    def _read(self, states: torch.Tensor) -> torch.Tensor:
         last, seen = self.output if isinstance(self.output, int) else None, [states[:, 0]]
         for layer in self.vision.encoder.layers[:last]:  # what comes after is not worth its gradient
             states = layer(states, *self.mask)

@@ -1,8 +1,8 @@
 """How the shipped run does on what stands in no other file here: other photographs, networks of other projects.
 
-``python tests/benchmarks/bench_outside.py PHOTOS OUT`` prints the table of docs/results.md (two minutes on two cores, into
-OUT). PHOTOS holds the Debian wallpapers of ``data/demo-vlm/photos.csv``, unpacked: `apt-get download PACKAGE`,
-``dpkg -x PACKAGE.deb PHOTOS``. Nothing was trained, validated or chosen on them but the miniature InstructBLIP, so
+``python tests/benchmarks/bench_outside.py PHOTOS OUT`` prints the table of docs/results.md (two minutes on two
+cores, into OUT). PHOTOS holds the Debian wallpapers of ``data/demo-vlm/photos.csv``, unpacked: `apt-get
+download PACKAGE`, ``dpkg -x PACKAGE.deb PHOTOS``. Nothing was trained, validated or chosen on them but the miniature InstructBLIP, so
 this says nothing about ``vlm-*``. Each gives two tiles, as the demo benchmark's photographs do; a network paints a
 tile anew from its scaled-down version.
 """
