@@ -152,7 +152,7 @@ def _clean_up(path: Path) -> None:
 def write_stamp(folder: str | Path, made_by: str) -> None:
     """Note in a folder what made it and the SHA-256 of each of its files, for `check_folder` and `damaged`."""
     folder = Path(folder)
-    content = {"made_by": made_by, "sha256": {name: _digest(folder / name) for name in _files(folder)}}
+    content = {"made_by": made_by, "sha256": {name: checksum(folder / name) for name in _files(folder)}}
     write_json(folder / STAMP, content)
 
 
@@ -164,11 +164,12 @@ def damaged(folder: str | Path) -> list[str] | None:
         return None
     files = stamp["sha256"].items()
     return [
-        name for name, digest in files if not (folder / name).is_file() or _digest(folder / name) != digest
+        name for name, digest in files if not (folder / name).is_file() or checksum(folder / name) != digest
     ]
 
 
-def _digest(file: Path) -> str:
+def checksum(file: Path) -> str:
+    """The SHA-256 of a file's bytes, as hex digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -112,7 +112,10 @@ def test_every_command_has_help(afp, command):
         (["score", "IMAGE", "--run", "nowhere"], "nowhere: no run here"),
         (["score", "nothing.png", "--run", "RUN"], "nothing.png: no such file or folder"),
         (["score", "IMAGE", "--run", "RUN", "--perturbation", "wobble:3"], "wobble"),
-        (["score", "IMAGE", "--run", "RUN", "--out", "BAD"], "is not what `afp` would write"),
+        (
+            ["score", "IMAGE", "--run", "RUN", "--out", "BAD"],
+            "bad.csv: is there and is not what `afp` would write",
+        ),
         (["evaluate", "nowhere.csv"], "nowhere.csv: no such scores table"),
         (["evaluate", "BAD"], "columns missing: score"),
         (["audit", "nowhere.csv"], "nowhere.csv: no such manifest"),

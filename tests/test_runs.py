@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 from afp import detectors
 from afp.data.images import list_images
-from afp.data.manifest import from_files, read_manifest
+from afp.data.manifest import from_files
 from afp.data.splits import use_fold
 from afp.detectors.base import Detector
 from afp.errors import AfpError, DataError, ModelError
@@ -238,6 +238,8 @@ def test_an_empty_or_one_class_split_is_refused(small_frame):
 def test_scores_of_a_manifest_carry_its_columns(run, small_frame, tmp_path):
     table = score_to_csv(run, small_frame, tmp_path / "s.csv", progress=False)
     assert list(table.columns) == SCORE_COLUMNS
+    in_memory = score_frame(detectors.load(run), small_frame, progress=False)
+    assert in_memory["score"].tolist() == table["score"].tolist()  # to the last digit
     shared = ["path", "sha256", "label", "generator", "kind", "split", "source"]
     for column in shared:
         assert table[column].tolist() == small_frame[column].tolist(), column
@@ -248,12 +250,6 @@ def test_scores_of_a_manifest_carry_its_columns(run, small_frame, tmp_path):
     assert table["run"].str.fullmatch("spectrum@[0-9a-f]{8}").all() and set(table["error"]) == {""}
     called = table["score"] >= table["threshold"]
     assert table["verdict"].tolist() == called.map({True: "fake", False: "nothing found"}).tolist()
-
-
-def test_scores_survive_the_file_to_the_last_digit(run, small_frame, tmp_path):
-    in_memory = score_frame(detectors.load(run), small_frame, run="spectrum", progress=False)
-    from_file = score_to_csv(run, small_frame, tmp_path / "s.csv", progress=False)
-    assert in_memory["score"].tolist() == from_file["score"].tolist()
 
 
 def test_names_that_look_like_missing_values_survive(run, tmp_path):
@@ -328,12 +324,6 @@ def test_a_killed_command_goes_on_to_the_same_table(run, tmp_path):
     assert "Traceback" not in done.stderr
     resumed = out.read_bytes()
     assert resumed == score(run, from_files(list_images(folder)[0]), tmp_path / "reference.csv")
-
-
-def test_a_finished_table_is_not_computed_again(run, small_frame, tmp_path, monkeypatch):
-    whole = score(run, small_frame, tmp_path / "s.csv")
-    monkeypatch.setattr(Detector, "score", None)
-    assert score(run, small_frame, tmp_path / "s.csv") == whole
 
 
 def test_a_file_that_changed_is_scored_again(run, tmp_path):
@@ -602,7 +592,3 @@ def test_the_default_run_scores_as_it_did_when_it_was_fitted(demo_frame):
     assert len(found) == 12 and folder.parts[-2:] == ("data", "linear-probe")
     # Towers round differently where the processor has bfloat16.
     assert np.abs(detectors.load(folder).score(found) - found["score"]).mean() < 0.03
-
-
-def test_reading_a_manifest_back_gives_the_same_run(small_manifest, small_frame, run):
-    assert runs.fit_run("spectrum", read_manifest(small_manifest), run) == run

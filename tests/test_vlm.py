@@ -320,7 +320,7 @@ def test_queries_of_an_untrained_word_are_refused(folder, frame):
         ({"towers": "vision"}, "towers is 'vision'"),
         ({"n_vectors": 0}, "at least 1"),
         ({"answers": ("yes", "yes")}, "expected two words"),
-        ({"answers": "no"}, "answers are 'no', expected two words"),
+        ({"answers": "no"}, "answers is 'no', expected tuple"),
         ({"answer_scoring": "guess"}, "answer_scoring is 'guess'"),
         ({"preset": "paper"}, "preset is 'paper'"),
         ({"lr": -1.0}, "lr is -1.0"),
@@ -384,5 +384,6 @@ def test_an_adapter_of_another_width_is_refused(folder, frame, tmp_path):
     other = save(tmp_path / "wide", wide)
     config = (tmp_path / "run" / "config.json").read_text()
     (tmp_path / "run" / "config.json").write_text(config.replace(folder, other))
+    (tmp_path / "run" / "checksums.json").unlink()
     with pytest.raises(ValueError, match="width 32"):
         VlmPrompt.load(tmp_path / "run")

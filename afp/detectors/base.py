@@ -20,7 +20,7 @@ from ..data.images import open_images
 from ..data.preprocess import IDENTITY, Normalisation, check_perturbation
 from ..data.splits import held_in_generators
 from ..errors import ModelError, UnreadableImages
-from ..files import follow_umask, read_json, write_json, written_whole
+from ..files import checksum, follow_umask, read_json, write_json, written_whole
 from .operating_point import OperatingPoint, choose_operating_point
 
 CHECKSUMS = "checksums.json"
@@ -268,7 +268,7 @@ def seal(folder: str | Path, files: list[str]) -> None:
     """Note the checksums of these files of a run, beside those that it has."""
     folder = Path(folder)
     sums = read_json(folder / CHECKSUMS) or {}
-    write_json(folder / CHECKSUMS, sums | {name: _file_hash(folder / name) for name in files})
+    write_json(folder / CHECKSUMS, sums | {name: checksum(folder / name) for name in files})
 
 
 def check_seal(folder: str | Path) -> None:
@@ -286,7 +286,7 @@ def check_seal(folder: str | Path) -> None:
     for name, expected in sums.items():
         if not (folder / name).is_file():
             raise ModelError(f"{folder / name} is missing; fit the run again")
-        if _file_hash(folder / name) != expected:
+        if checksum(folder / name) != expected:
             raise ModelError(
                 f"{folder / name} is not as it was written (its checksum differs); fit the run again"
             )
@@ -298,12 +298,7 @@ def run_key(folder: str | Path) -> str:
     content, sums = read_config(folder), read_json(folder / CHECKSUMS)
     if not isinstance(sums, dict):  # an older run
         learned = [*folder.glob("*.json"), *folder.glob("*.safetensors"), *folder.glob("adapter*/*")]
-        sums = {f.relative_to(folder).as_posix(): _file_hash(f) for f in sorted(learned)}
+        sums = {f.relative_to(folder).as_posix(): checksum(f) for f in sorted(learned)}
     parts = {name: digest for name, digest in sums.items() if name not in RECORDS}
     text = json.dumps([content["detector"], content["config"], parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _file_hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

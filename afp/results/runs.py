@@ -22,7 +22,7 @@ from ..data.splits import use_fold
 from ..detectors.base import IMAGES, Detector, image_roles, read_config, seal
 from ..detectors.operating_point import TARGET_FPR, OperatingPoint, choose_operating_point, fewest_for
 from ..errors import DataError
-from ..files import read_json, write_json, write_text, written_whole
+from ..files import checksum, read_json, write_json, write_text, written_whole
 from ..paths import ROOT, backbone_folder, runs_dir
 from .scores import score_frame, unscored_table, write_rows
 
@@ -129,8 +129,7 @@ def _weights(backbone: str) -> object:
 
 @cache
 def _file_hash(file: Path, changed: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return checksum(file)
 
 
 @cache
