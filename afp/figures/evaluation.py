@@ -11,7 +11,7 @@ import pandas as pd
 from sklearn.metrics import roc_curve
 
 from ..errors import AfpError
-from ..results.metrics import LOWER_IS_BETTER, N_BINS, check_scores, compute
+from ..results.metrics import CONTROLS, LOWER_IS_BETTER, N_BINS, check_scores, compute
 from .style import (
     DOUBLE,
     SERIES,
@@ -93,11 +93,13 @@ def in_order_of_distance(rows: pd.DataFrame) -> list[str]:
 def roc_curves(scores: pd.DataFrame) -> Drawn:
     """ROC curve of each generator, a panel for each set of real images; one detector, one perturbation.
 
-    Colours tell the kind; line styles and shades tell generators of a kind apart. Failed rows are left out.
-    Table: against, group, kind, fpr, tpr. ValueError without both classes.
+    Colours tell the kind; line styles and shades tell generators of a kind apart. Failed rows are left out. Of a
+    cross-fitted table the folds' curves are averaged (at equal false positive rates), and so are their AUCs.
+    Table: against, group, kind, fpr, tpr. AfpError without both classes.
     """
     df = _one_detector(scores)
-    reals = sorted(df.loc[df["label"] == 0, "generator"].unique(), key=lambda name: (name != "real", name))
+    df["against"] = df["generator"].where(df["generator"].isin(CONTROLS), "real").where(df["label"] == 0, "")
+    reals = sorted(set(df["against"]) - {""}, key=lambda name: (name != "real", name))
     groups = _fake_groups(df)
     if not reals or groups.empty:
         raise AfpError(
@@ -110,9 +112,7 @@ def roc_curves(scores: pd.DataFrame) -> Drawn:
         ax.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle=":")
         for group, look in groups.iterrows():
             fakes = (df["group"] == group) & (df["label"] == 1)
-            rows = df[fakes | (df["generator"] == against) & (df["label"] == 0)]
-            fpr, tpr, _ = roc_curve(rows["label"], rows["score"], drop_intermediate=False)
-            auc = compute(rows["label"], rows["score"])["auc"]
+            fpr, tpr, auc = _mean_roc(df[fakes | (df["against"] == against)])
             ax.plot(fpr, tpr, color=look["colour"], linestyle=look["line"], label=f"{group} {auc:.2f}")
             curve = {"against": against, "group": group, "kind": look["kind"], "fpr": fpr, "tpr": tpr}
             tables.append(pd.DataFrame(curve))
@@ -120,6 +120,19 @@ def roc_curves(scores: pd.DataFrame) -> Drawn:
         ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         ax.legend(title="AUC", loc="lower right", fontsize=6, title_fontsize=6, handlelength=2.4)
     return fig, pd.concat(tables)
+
+
+def _mean_roc(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, float]:
+    """False and true positive rates, and the AUC: of one fold as they are, of several their mean."""
+    folds = rows["fold"].fillna(0) if "fold" in rows else pd.Series(0, index=rows.index)
+    parts = [part for _, part in rows.groupby(folds) if part["label"].nunique() == 2]
+    curves = [roc_curve(part["label"], part["score"], drop_intermediate=False)[:2] for part in parts]
+    auc = float(np.mean([compute(part["label"], part["score"])["auc"] for part in parts]))
+    if len(curves) == 1:
+        return *curves[0], auc
+    fpr = np.linspace(0, 1, 201)
+    mean = np.mean([np.interp(fpr, *curve) for curve in curves], axis=0)
+    return np.insert(fpr, 0, 0.0), np.insert(mean, 0, 0.0), auc
 
 
 @drawing
