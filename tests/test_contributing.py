@@ -7,7 +7,9 @@ import re
 import nbformat
 import numpy as np
 import pytest
+from conftest import picture
 
+from afp.data.manifest import read_manifest
 from afp.detectors.base import Detector
 from afp.paths import ROOT
 
@@ -31,6 +33,20 @@ def test_the_detector_fits_scores_and_comes_back_from_its_folder(small_frame, tm
     detector.save(tmp_path)
     assert np.array_equal(type(detector).load(tmp_path).score(test), scores)
     assert detector.n_trainable == 4
+
+
+def test_the_layout_becomes_a_manifest(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for i in range(20):
+        picture(i).save(tmp_path / "photos" / f"dog{i}.png")
+    labels = [f"dog{i}.png,{i % 2}" for i in range(20)] + ["lost.png,1"]
+    (tmp_path / "photos" / "labels.txt").write_text("\n".join(labels))
+    exec(compile(example("layout"), "labelled.py", "exec", dont_inherit=True), {})
+    assert capsys.readouterr().out.startswith("20 images, 1 left out")
+    frame = read_manifest(tmp_path / "m.csv")
+    assert frame["label"].tolist() == [i % 2 for i in range(20)]
+    assert set(frame["split"]) == {"train", "validation", "test"}
 
 
 def test_the_notebook_runs_with_a_parameter(tmp_path, monkeypatch):
