@@ -168,7 +168,7 @@ def test_the_command_writes_an_overlay_for_each_readable_image(probe, small_mani
     arguments = ["score", str(images), "--run", str(run), "--out", str(tmp_path / "s.csv")]
     result = CliRunner().invoke(app, [*arguments, "--explain", str(tmp_path / "maps")])
     assert result.exit_code == 1 and "overlays: 1" in result.output
-    assert [f.name for f in (tmp_path / "maps").iterdir()] == ["0000-a__b_.png"]
+    assert [f.name for f in (tmp_path / "maps").glob("*.png")] == ["0000-a__b_.png"]
 
 
 def test_the_command_refuses_before_any_work_what_cannot_be_explained(small_frame, tmp_path):

@@ -91,8 +91,9 @@ def _from_coop(file: str | Path, state: dict, backbone: str, config: dict) -> tu
         raise ModelError(f"{file}: CoOp's prompts of {n_classes} classes, expected those of real and fake")
     own = {"preset": "paper", "n_context": context.shape[-2], "per_class": context.ndim == 3}
     detector: Any = create("clip-prompt", backbone=backbone, **own | config)
-    detector.side_ = detector.attach()
+    texts = detector._text_module()
     _put(file, "ctx", context.flatten(0, -2), detector.side_.tower, backbone)
+    detector._settle(detector._adapter(), texts)
     note = f"the file does not say where the class word stands: {detector.class_position} is taken"
     return detector, note + ("; the first context is taken for real's" if detector.per_class else "")
 
