@@ -36,6 +36,8 @@ def _outputs_elsewhere(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AFP_RUNS", str(tmp_path_factory.mktemp("runs")))
         patch.setenv("AFP_FIGURES", str(tmp_path_factory.mktemp("figures")))
+        patch.setenv("HF_HUB_OFFLINE", "1")  # no test waits for the hub; its client has read this already
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         yield
 
 
