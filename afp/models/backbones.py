@@ -183,9 +183,7 @@ def load_backbone(
 
 
 @cache
-def _cut(
-    name: str, source: str, revision: str, device: torch.device, dtype: torch.dtype, n: int
-) -> Backbone:
+def _cut(name: str, source: str, revision: str, device: torch.device, dtype: torch.dtype, n: int) -> Backbone:
     whole = _load(name, source, revision, device, dtype)
     if not 0 < n < whole.n_blocks:
         raise ModelError(f"backbone {name}: cannot drop {n} of {whole.n_blocks} blocks")
