@@ -179,7 +179,7 @@ class Detector(ABC):
 
     @classmethod
     def configured(cls, folder: str | Path) -> Self:
-        """A detector as a run's config describes it, without what it learned. Raises ModelError naming what is wrong."""
+        """As a run's config describes it, without what it learned. Raises ModelError naming what is wrong."""
         content = read_config(folder)
         try:
             check_known(cls, content["config"])

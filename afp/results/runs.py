@@ -42,7 +42,8 @@ def fit_run(
 ) -> Path:
     """Fit a detector on a manifest's train rows and leave it in a folder.
 
-    A folder that already holds the same fit (see `_identity`) is returned as it is. A run appears whole or not at all.
+    A folder that already holds the same fit (see `_identity`) is returned as it is. A run is written whole or not at
+    all.
 
     Args:
         name: registered detector.
