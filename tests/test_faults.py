@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -22,8 +24,11 @@ from conftest import picture
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 from safetensors.torch import save_file
+from test_backbones import write_tower
+from test_vlm import save as save_vlm
+from test_vlm import small_config
 
-from afp import cli
+from afp import cli, detectors
 from afp.data.manifest import read_manifest, write_manifest
 from afp.detectors.base import seal
 from afp.files import STAMP, damaged, read_json, written_folder
@@ -61,6 +66,17 @@ def photos(tmp_path):
         (tmp_path / "photos").mkdir(exist_ok=True)
         picture(i, 300).save(tmp_path / "photos" / f"{i}.png")
     return tmp_path / "photos"
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 256 kB."""
+    (tmp_path / "disk").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", tmp_path / "disk"]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount")
+    yield tmp_path / "disk"
+    subprocess.run(["umount", tmp_path / "disk"], check=True)
 
 
 def notebook(folder: Path, *cells: str, name: str = "50_try.ipynb") -> Path:
@@ -279,35 +295,26 @@ def test_weights_that_were_cut(afp, run, photos, tmp_path):
 
 
 @pytest.mark.cases(2)
-def test_a_full_disk(afp, run, photos, tmp_path):
+def test_a_full_disk(afp, run, photos, disk, tmp_path):
     """A gallery and a page onto a disk of 256 kB, an older gallery on it
     one line each, the older gallery is as it was"""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True
-    ).returncode:
-        pytest.skip("no right to mount")
-    try:
-        executed = tmp_path / "executed"
-        notebook(executed)
-        with written_folder(disk / "gallery", "afp gallery") as older:
-            (older / "index.html").write_text("older")
-        (executed / "figures").mkdir()
-        Image.effect_noise((600, 600), 90).save(executed / "figures" / "50_noise.png")
-        before = content(disk)
-        big = [f"--html={disk / 'page.html'}", f"--out={tmp_path / 's.csv'}"]
-        for i in range(40):
-            picture(i + 10, 300).save(photos / f"more-{i}.png")
-        for command in (
-            ("gallery", executed, "--out", disk / "gallery"),
-            ("score", photos, "--run", run, *big),
-        ):
-            status, shown = afp(*command)
-            assert status == 2 and "No space left" in line(shown), command
-        assert content(disk) == before
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    executed = tmp_path / "executed"
+    notebook(executed)
+    with written_folder(disk / "gallery", "afp gallery") as older:
+        (older / "index.html").write_text("older")
+    (executed / "figures").mkdir()
+    Image.effect_noise((600, 600), 90).save(executed / "figures" / "50_noise.png")
+    before = content(disk)
+    big = [f"--html={disk / 'page.html'}", f"--out={tmp_path / 's.csv'}"]
+    for i in range(40):
+        picture(i + 10, 300).save(photos / f"more-{i}.png")
+    for command in (
+        ("gallery", executed, "--out", disk / "gallery"),
+        ("score", photos, "--run", run, *big),
+    ):
+        status, shown = afp(*command)
+        assert status == 2 and "No space left" in line(shown), command
+    assert content(disk) == before
 
 
 @pytest.mark.parametrize(
@@ -423,3 +430,138 @@ def test_a_manifest_with_an_empty_column(column, afp, small_manifest, tmp_path):
     (tmp_path / "m.csv").write_text("\n".join([text[0], *broken]) + "\n")
     status, shown = afp("audit", tmp_path / "m.csv")
     assert status in (1, 2) and "Traceback" not in shown and (column in shown or "missing" in shown)
+
+
+# A run, a cache and a table: killed, on a full disk, written by two at once
+
+
+@pytest.fixture
+def tower(tmp_path, monkeypatch):
+    """A small backbone of random weights, and a folder of its own for the features that it makes."""
+    monkeypatch.setenv("AFP_DATA", str(tmp_path / "data"))
+    return write_tower(tmp_path / "tower")
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    return subprocess.Popen([*AFP, *map(str, arguments)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+
+# A command that kills itself (SIGKILL) before it puts its n-th file into place.
+KILLED = """
+import os, signal, sys
+left, replace = int(sys.argv[1]), os.replace
+def count(*names):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*names)
+os.replace = count
+from afp.cli import main
+main(sys.argv[2:])
+"""
+
+
+def killed(n: int, *arguments: object) -> None:
+    command = [sys.executable, "-c", KILLED, str(n), *map(str, arguments)]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+
+
+def learned(folder: Path) -> dict[str, bytes]:
+    """A run's files that the same fit makes again to the byte."""
+    detectors.load(folder)
+    return {name: (folder / name).read_bytes() for name in ("model.safetensors", "config.json", "images.csv")}
+
+
+@pytest.mark.cases(4)
+def test_a_killed_fit_and_two_at_once(afp, run, small_manifest, tmp_path):
+    """`afp fit` killed (SIGKILL) while it writes the run, the same again, then two of one run at once
+    there is no run, then a whole one, the same to the byte; nothing is left beside it"""
+    command = ("fit", "-d", "spectrum", "-m", small_manifest, "--out", tmp_path / "r")
+    killed(3, *command)
+    assert not (tmp_path / "r").exists() and list(tmp_path.glob(".r.*"))
+    assert afp(*command)[0] == 0 and learned(tmp_path / "r") == learned(run)
+    shutil.rmtree(tmp_path / "r")
+    both = [start(*command) for _ in range(2)]
+    assert [(process.communicate()[1], process.returncode)[1] for process in both] == [0, 0]
+    assert learned(tmp_path / "r") == learned(run) and os.listdir(tmp_path) == ["r"]
+
+
+@pytest.mark.cases(4)
+def test_a_feature_cache_of_the_killed_and_of_two(afp, tower, small_manifest, tmp_path):
+    """Features whose extraction was killed (SIGKILL), that two fits extract at once, of which a bit is flipped
+    every fit is the same to the byte"""
+    command = ("fit", "-d", "linear-probe", "--backbone", tower, "-m", small_manifest, "--set", "block=1")
+    cached = partial((tmp_path / "data").rglob, "*.safetensors")
+    killed(9, *command, "--out", tmp_path / "0")
+    assert len(list(cached())) == 8
+    both = [start(*command, "--out", tmp_path / name) for name in "ab"]
+    assert [(process.communicate()[1], process.returncode)[1] for process in both] == [0, 0]
+    file = min(cached())
+    content = bytearray(whole := file.read_bytes())
+    content[-99] ^= 64  # within the class tokens, which come before the embedding
+    file.write_bytes(content)
+    assert afp(*command, "--out", tmp_path / "c")[0] == 0 and file.read_bytes() == whole
+    shutil.rmtree(tmp_path / "data")
+    assert afp(*command, "--out", tmp_path / "d")[0] == 0
+    assert learned(tmp_path / "a") == learned(tmp_path / "b") == learned(tmp_path / "c")
+    assert learned(tmp_path / "a") == learned(tmp_path / "d")
+
+
+@pytest.mark.cases(2)
+def test_two_that_score_into_one_table(afp, run, small_manifest, tmp_path):
+    """Two `afp score` of one table at once
+    the table is whole; the second says who is writing, or finds all scored"""
+    command = ("score", small_manifest, "--run", run, "--out", tmp_path / "s.csv")
+    both = [start(*command) for _ in range(2)]
+    told = [(process.communicate()[1].decode(), process.returncode) for process in both]
+    assert 0 in (statuses := {status for _, status in told}) and statuses <= {0, 2}
+    assert all("another process is writing it" in shown for shown, status in told if status)
+    table = (tmp_path / "s.csv").read_bytes()
+    assert afp(*command[:-1], tmp_path / "alone.csv")[0] == 0
+    assert table == (tmp_path / "alone.csv").read_bytes() and not list(tmp_path.glob("*.unfinished"))
+
+
+@pytest.mark.cases(3)
+def test_a_disk_that_is_full(afp, run, tower, small_manifest, disk, tmp_path, monkeypatch):
+    """A run, a table and cached features onto a disk without room, and again when there is room
+    one line each; then the same as elsewhere to the byte"""
+    monkeypatch.setenv("AFP_DATA", str(disk / "data"))
+    fit = ("fit", "-m", small_manifest, "--out")
+    probe = ("-d", "linear-probe", "--backbone", tower, "--set", "block=1")
+    commands = [
+        (*fit, disk / "r", "-d", "spectrum"),
+        ("score", small_manifest, "--run", run, "--out", disk / "s.csv"),
+        (*fit, tmp_path / "probe", *probe),
+    ]
+    with suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    for command in commands:
+        status, shown = afp(*command)
+        assert status == 2 and "No space left" in line(shown), command
+    assert not (disk / "r").exists() and not (tmp_path / "probe").exists()
+    (disk / "filler").unlink()
+    for command in commands:
+        assert afp(*command)[0] == 0, command
+    assert learned(disk / "r") == learned(run)
+    monkeypatch.setenv("AFP_DATA", str(tmp_path / "data"))
+    assert afp("score", small_manifest, "--run", run, "--out", tmp_path / "s.csv")[0] == 0
+    assert (disk / "s.csv").read_bytes() == (tmp_path / "s.csv").read_bytes()
+    assert afp(*fit, tmp_path / "again", *probe)[0] == 0
+    assert learned(tmp_path / "probe") == learned(tmp_path / "again")
+
+
+@pytest.mark.parametrize("detector", ["vlm-prompt", "vlm-lora"])
+def test_without_assertions(detector, afp, small_manifest, tmp_path):
+    """Detectors of vision-language models fitted by `python -O`, which runs no assertion
+    the run is the same to the byte"""
+    backbone = save_vlm(tmp_path / "vlm", small_config())
+    command = ["fit", "-d", detector, "--backbone", backbone, "-m", small_manifest, "--set", "epochs=1"]
+    optimised = [sys.executable, "-O", "-m", "afp", *map(str, command), "--out", str(tmp_path / "a")]
+    done = subprocess.run(optimised, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert afp(*command, "--out", tmp_path / "b")[0] == 0
+    weights = [content(tmp_path / name) for name in "ab"]
+    same = [name for name in weights[0] if name.endswith((".safetensors", "images.csv"))]
+    assert len(same) > 1 and all(weights[0][name] == weights[1][name] for name in same)

@@ -66,15 +66,6 @@ def test_the_same_fit_is_found_and_another_is_refused(run, small_frame, monkeypa
             runs.fit_run(**options, frame=small_frame, out=run)
 
 
-def test_an_interrupted_fit_is_fitted_again(run, small_frame, tmp_path):
-    out = tmp_path / "half"
-    out.mkdir()
-    (out / "config.json").write_text("{}")
-    runs.fit_run("spectrum", small_frame, out, progress=False)
-    assert (out / "config.json").read_bytes() == (run / "config.json").read_bytes()
-    assert (out / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
-
-
 def test_every_thing_that_changes_a_fit_changes_the_default_folder(small_frame, monkeypatch, tmp_path):
     monkeypatch.setenv("AFP_RUNS", str(tmp_path))
     bare = small_frame.assign(sha256="")

@@ -178,6 +178,19 @@ class Detector(ABC):
         return folder
 
     @classmethod
+    def configured(cls, folder: str | Path) -> Self:
+        """As a run's config describes it, without what it learned. Raises ModelError naming what is wrong."""
+        content = read_config(folder)
+        try:
+            check_known(cls, content["config"])
+            detector = cls(**content["config"])
+            point = content.get("operating_point")
+            detector.operating_point_ = OperatingPoint(**point) if point else None
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{Path(folder) / 'config.json'}: {error}") from error
+        return detector
+
+    @classmethod
     def load(cls, folder: str | Path) -> Self:
         """A fitted detector from its folder. Raises ModelError naming what is missing, changed or foreign."""
         folder = Path(folder)
@@ -185,13 +198,7 @@ class Detector(ABC):
         if content["detector"] != cls.name:
             raise ModelError(f"{folder}: holds a {content['detector']}, expected {cls.name}")
         check_seal(folder)
-        try:
-            check_known(cls, content["config"])
-            detector = cls(**content["config"])
-            point = content.get("operating_point")
-            detector.operating_point_ = OperatingPoint(**point) if point else None
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"{folder / 'config.json'}: {error}") from error
+        detector = cls.configured(folder)
         try:
             detector._load(folder)
         except OSError as error:  # transformers' own, for a missing file, is no FileNotFoundError
@@ -259,6 +266,9 @@ def read_config(folder: str | Path) -> dict:
             raise ModelError(f"{path}: field {key!r} is missing")
         if not isinstance(content[key], (float, int) if kind is float else kind):
             raise ModelError(f"{path}: {key} is {content[key]!r}, expected a {kind.__name__}")
+    for generator in content["generators"]:
+        if not isinstance(generator, str):
+            raise ModelError(f"{path}: generators hold {generator!r}, expected names")
     if not 0 <= content["threshold"] <= 1:  # nor NaN
         raise ModelError(f"{path}: threshold is {content['threshold']}, expected 0 to 1")
     return content

@@ -147,7 +147,7 @@ class TowerDetector(Detector):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.preset not in self.presets:
+        if self.preset not in tuple(self.presets):  # it may be of any type here
             raise ModelError(f"{self.name}: preset is {self.preset!r}, expected one of {tuple(self.presets)}")
         super().__post_init__()
         self.recipe()

@@ -34,6 +34,11 @@ class OperatingPoint:
     n_real: int
     origin: str = "validation"
 
+    def __post_init__(self) -> None:
+        for name in ("threshold", "rate", "low", "high", "n_real"):
+            if not isinstance(value := getattr(self, name), int | float):
+                raise AfpError(f"operating point: {name} is {value!r}, expected a number")
+
     def __str__(self) -> str:
         return (
             f"threshold {self.threshold:.4g} by {self.rule}; of {self.n_real} real images of {self.origin} it calls "

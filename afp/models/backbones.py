@@ -176,12 +176,15 @@ def load_backbone(
         dtype = getattr(torch, dtype, dtype)
     if not isinstance(dtype, torch.dtype):
         raise ModelError(f"dtype: {dtype!r}, expected auto, float32, bfloat16 or float16")
-    return _load(name, where, dtype) if drop_blocks == 0 else _cut(name, where, dtype, drop_blocks)
+    source = _source(name)  # $AFP_DATA may name another folder than before
+    if drop_blocks:
+        return _cut(name, *source, where, dtype, drop_blocks)
+    return _load(name, *source, where, dtype)
 
 
 @cache
-def _cut(name: str, device: torch.device, dtype: torch.dtype, n: int) -> Backbone:
-    whole = _load(name, device, dtype)
+def _cut(name: str, source: str, revision: str, device: torch.device, dtype: torch.dtype, n: int) -> Backbone:
+    whole = _load(name, source, revision, device, dtype)
     if not 0 < n < whole.n_blocks:
         raise ModelError(f"backbone {name}: cannot drop {n} of {whole.n_blocks} blocks")
     shared = {id(p): p for p in whole.model.parameters()}
@@ -192,8 +195,7 @@ def _cut(name: str, device: torch.device, dtype: torch.dtype, n: int) -> Backbon
 
 
 @cache
-def _load(name: str, device: torch.device, dtype: torch.dtype) -> Backbone:
-    source, revision = _source(name)
+def _load(name: str, source: str, revision: str, device: torch.device, dtype: torch.dtype) -> Backbone:
     if name == "demo-clip" and not Path(source, "config.json").is_file():
         raise ModelError(f"backbone demo-clip: no weights in {source}; build them with `afp demo`")
     if name == "demo-clip" and (changed := damaged(source)):

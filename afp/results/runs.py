@@ -22,7 +22,7 @@ from ..data.splits import use_fold
 from ..detectors.base import IMAGES, Detector, image_roles, read_config, seal
 from ..detectors.operating_point import TARGET_FPR, OperatingPoint, choose_operating_point, fewest_for
 from ..errors import DataError
-from ..files import checksum, read_json, write_json, write_text, written_whole
+from ..files import check_folder, checksum, read_json, write_json, write_text, written_folder, written_whole
 from ..paths import ROOT, backbone_folder, runs_dir
 from .scores import score_frame, unscored_table, write_rows
 
@@ -42,7 +42,8 @@ def fit_run(
 ) -> Path:
     """Fit a detector on a manifest's train rows and leave it in a folder.
 
-    A folder that already holds the same fit (see `_identity`) is returned as it is.
+    A folder that already holds the same fit (see `_identity`) is returned as it is. A run is written whole or not at
+    all.
 
     Args:
         name: registered detector.
@@ -56,7 +57,7 @@ def fit_run(
     Returns:
         The run folder.
     Raises:
-        DataError: bad config, an empty or one-class split, or a folder that holds another run.
+        DataError: bad config, an empty or one-class split, or a folder that holds another run or other files.
     """
     detector = detectors.create(name, **config or {})
     if fold is not None:
@@ -72,16 +73,18 @@ def fit_run(
         if found == key:
             return folder
         raise DataError(f"{folder}: holds another run ({found}); give another folder or delete it")
+    check_folder(folder, "afp fit")
     started = time.perf_counter()
     detector.fit(train, validation, progress, target_fpr)
     seconds = round(time.perf_counter() - started, 2)
-    detector.save(folder)
     table = unscored_table(detector, validation, folder.name, fold, "none")
-    _write_table(table.assign(score=detector.validation_scores_), folder / "validation.csv")
-    seal(folder, ["validation.csv"])
     content = {"identity": key, "fold": fold, "without": list(without), "fit_seconds": seconds}
     content |= {"n_train": len(train), "n_validation": len(validation)} | environment()
-    write_json(stamp, content)
+    with written_folder(folder, "afp fit") as partial:
+        detector.save(partial)
+        _write_table(table.assign(score=detector.validation_scores_), partial / "validation.csv")
+        seal(partial, ["validation.csv"])
+        write_json(partial / stamp.name, content)
     return folder
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..data.images import describe_file, extension_caution, open_image
 from ..data.preprocess import Normalisation
+from ..detectors import detector_class
 from ..detectors.base import check_seal, read_config
 from ..detectors.operating_point import threshold_at_fpr
 from .metrics import compute
@@ -48,7 +49,7 @@ class Standing:
         folder = Path(folder)
         content = read_config(folder)
         check_seal(folder)
-        fields = content["config"].get("normalisation") or {}
+        detector = detector_class(content["detector"]).configured(folder)
         tables = {
             n: read_scores(f) for n in ("validation", "calibration") if (f := folder / f"{n}.csv").is_file()
         }
@@ -57,7 +58,7 @@ class Standing:
         reals = tables.get(origin, scores)
         fakes = scores[scores["label"] == 1].groupby("generator")["score"]
         return cls(
-            *(content["detector"], content["generators"], content["threshold"], Normalisation(**fields)),
+            *(content["detector"], content["generators"], content["threshold"], detector.normalisation),
             real=reals.loc[reals["label"] == 0, "score"].to_numpy(float),
             fake={str(name): part.to_numpy(float) for name, part in fakes},
             origin=origin,
