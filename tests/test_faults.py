@@ -23,7 +23,7 @@ import torch
 from conftest import picture
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load, load_file, save_file
 from test_backbones import write_tower
 from test_vlm import save as save_vlm
 from test_vlm import small_config
@@ -501,7 +501,8 @@ def test_a_feature_cache_of_the_killed_and_of_two(afp, tower, small_manifest, tm
     content = bytearray(whole := file.read_bytes())
     content[-99] ^= 64  # within the class tokens, which come before the embedding
     file.write_bytes(content)
-    assert afp(*command, "--out", tmp_path / "c")[0] == 0 and file.read_bytes() == whole
+    assert afp(*command, "--out", tmp_path / "c")[0] == 0
+    assert all(torch.equal(load_file(file)[name], kept) for name, kept in load(whole).items())
     shutil.rmtree(tmp_path / "data")
     assert afp(*command, "--out", tmp_path / "d")[0] == 0
     assert learned(tmp_path / "a") == learned(tmp_path / "b") == learned(tmp_path / "c")
