@@ -105,7 +105,7 @@ def test_every_command_has_help(afp, command):
         (["score", "IMAGE", "--run", "RUN", "--target-fpr", "0.05"], "3 real images are too few"),
         (
             ["calibrate", "RUN", "--reals", "IMAGE"],
-            "1 photographs (0 unreadable ones left out): too few",
+            "1 photographs (0 left out",
         ),
         (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--backbone", "x"], "'backbone'"),
         (["fit", "--manifest", "MANIFEST", "--backbone", "no/such"], "no/such"),
@@ -266,6 +266,27 @@ def test_calibration_moves_a_run_to_own_photographs(afp, small_manifest, run_fol
     assert set(read_scores("s.csv")["verdict"]) == {"fake"}
     afp("score", "mine", "--run", "run", "--out", "s.csv", "--target-fpr", "0.25")
     assert read_scores("s.csv")["verdict"].eq("fake").sum() == 6
+    both = afp("score", "mine", "--run", "run", "--threshold", ".5", "--target-fpr", ".25")
+    assert both.code == 2 and "either --threshold or --target-fpr" in both.err
+    typo = afp("score", small_manifest, "--run", "run", "--threshold", "hlaf=.5")
+    assert typo.code == 2 and "no image by 'hlaf', expected one of half, half-twice, real" in typo.err
+
+
+def test_photographs_that_a_run_was_fitted_on_do_not_calibrate_it(
+    afp, small_manifest, run_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run_folder, "run")
+    reals = small_manifest.parent / "real"
+    few = afp("calibrate", "run", "--reals", reals, "--target-fpr", ".1")
+    assert few.code == 2 and "left out: unreadable, or the run was fitted on them" in few.err
+    Path("mine").mkdir()
+    for i in range(24):
+        picture(200 + i).save(f"mine/{i}.png")
+    done = afp("calibrate", "run", "--reals", "mine", "--reals", reals, "--target-fpr", ".1")
+    met = read_scores("run/validation.csv").query("label == 0")
+    assert done.code == 0 and "photographs are left out" in done.out and len(met)
+    assert not set(read_scores("run/calibration.csv")["sha256"]) & set(met["sha256"])
 
 
 def test_an_image_under_the_threshold_is_not_called_real(afp, run_folder, tmp_path, monkeypatch):
@@ -294,7 +315,13 @@ def test_scores_of_any_detector_are_evaluated(afp, tmp_path, monkeypatch):
     both = afp("evaluate", "other.csv", "b.csv")
     assert both.code == 0 and "real images are pooled (coco + flickr)" in both.out
     table.assign(score=table["score"] * 5).to_csv("logits.csv", index=False)
-    assert "expected P(fake) in [0, 1]" in afp("evaluate", "logits.csv").err
+    assert "logits.csv: row 7: score is '1.25', expected P(fake)" in afp("evaluate", "logits.csv").err
+    table.assign(label="real").to_csv("words.csv", index=False)
+    assert "words.csv: row 2: label is 'real', expected 0" in afp("evaluate", "words.csv").err
+    table.to_csv("semicolons.csv", index=False, sep=";")
+    assert "separated by commas; found path;label;score" in afp("evaluate", "semicolons.csv").err
+    table.assign(score=table["score"].where(table.index != 3)).to_csv("gap.csv", index=False)
+    assert "1 of 24 rows failed and are left out" in afp("evaluate", "gap.csv").err
 
 
 def test_swapped_labels_are_met_with_questions(afp, small_manifest, run_folder, tmp_path, monkeypatch):

@@ -162,6 +162,21 @@ def test_a_data_sets_own_split_is_kept_and_fits(afp):
     assert not (frame["path"].str.contains("/test/") == (frame["split"] == "test")).all()
 
 
+def test_the_split_in_the_names_of_shards_is_kept(afp):
+    for name, first in (("train", 0), ("test", 40)):
+        files = [save(f"{name}/{i}.png", first + i, fake=i % 2 == 1) for i in range(20)]
+        rows = [
+            {"image": {"bytes": f.read_bytes(), "path": f.name}, "label": i % 2} for i, f in enumerate(files)
+        ]
+        Path("data").mkdir(exist_ok=True)
+        pd.DataFrame(rows).to_parquet(f"data/{name}-00000-of-00001.parquet")
+    code, printed = afp("manifest", "data", "--real-value", "0", "--out", "m.csv")
+    assert code == 0, printed
+    frame = read_manifest("m.csv")
+    assert (frame["path"].str.contains("test-0") == (frame["split"] == "test")).all()
+    assert set(frame["split"]) == {"train", "validation", "test"} and frame["source"].nunique() == 40
+
+
 def test_a_layout_is_named_where_the_guess_is_wrong(afp):
     for category in ("cat", "dog"):
         for i in range(6):

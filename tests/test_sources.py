@@ -68,9 +68,15 @@ CASES = {
         "9 fakes look like swaps of two, such as '000_003'",
         3,
     ),
+    "flat frames": (
+        [f"real/vid{n}_{k:03}.png" for n in range(4) for k in range(4)]
+        + [f"fake/swap/vid{n}_{k:03}.png" for n in range(4, 8) for k in range(4)],
+        "16 look like numbered frames of 4 videos, such as 'vid0_000'",
+        8,
+    ),
     "one name": (
         [f"real/{n:03}/image.png" for n in range(9)] + [f"fake/sd2/{n:03}/image.png" for n in range(9)],
-        "1 names in 9 folders",
+        "one name in 9 folders",
         9,
     ),
 }

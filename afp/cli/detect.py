@@ -104,7 +104,11 @@ def calibrate(
     from ..results import runs
 
     frame, skipped = _frame(reals)
-    for line in (runs.calibrate(run, frame, target_fpr), count_reasons(skipped), f"run: {run}"):
+    point = runs.calibrate(run, frame, target_fpr)
+    echo(str(point))
+    if left := len(frame) - point.n_real:
+        echo(f"{left} of {len(frame)} photographs are left out: unreadable, or the run was fitted on them")
+    for line in (count_reasons(skipped), f"run: {run}"):
         echo(line)
 
 
@@ -145,6 +149,8 @@ def score(
     from ..results.scores import score_to_csv
 
     perturbation = preprocess.check_perturbation(perturbation)
+    if target_fpr is not None and any("=" not in text for text in threshold or []):
+        raise DataError("give either --threshold or --target-fpr; thresholds per generator go with both")
     thresholds = _thresholds(threshold or [])
     check_output(out, SCORES, paths)
     if html:
@@ -160,6 +166,9 @@ def score(
     if target_fpr is not None:
         thresholds = {"": standing.threshold_at(target_fpr)} | thresholds
     frame, skipped = _frame(paths)
+    if unknown := set(thresholds) - {"", *frame.get("generator", [])}:
+        known = ", ".join(sorted(set(frame.get("generator", [])))) or "none: only a manifest names generators"
+        raise DataError(f"--threshold: no image by {sorted(unknown)[0]!r}, expected one of {known}")
     table = score_to_csv(folder, frame, out, perturbation=perturbation, thresholds=thresholds)
     failed, good = table[table["error"] != ""], table[table["error"] == ""]
     if len(table) <= 20:

@@ -63,7 +63,7 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
         echo(f"real images are pooled ({reals}); a column `set` pairs each generator with its own")
     for text in metrics.questions(results):
         echo(f"question: {text}", fg="yellow", err=True)
-    if failed := int((table["error"] != "").sum()):
+    if failed := int(((table["error"] != "") | table["score"].isna()).sum()):
         echo(f"{failed} of {len(table)} rows failed and are left out", fg="yellow", err=True)
     if out is None:
         return
@@ -82,7 +82,7 @@ def print_answers(table: pd.DataFrame, frame: pd.DataFrame, standing: Standing) 
 
     for row, file in with_files(table, frame):
         verdict = "FAKE" if row.verdict == "fake" else row.verdict
-        echo(f"{verdict}  P(fake) {row.score:.3f} (threshold {row.threshold:.3f})  {row.path}")
+        echo(f"{verdict}  P(fake) {row.score:.3f} (threshold {row.threshold:.3g})  {row.path}")
         echo(f"      {standing.among(row.score)}")
         for text in cautions(file, standing.normalisation):
             echo(f"      caution, {text}", fg="yellow")

@@ -73,7 +73,7 @@ def find_leaks(frame: pd.DataFrame, progress: bool = False) -> list[Finding]:
         *findings,
         _finding("labels agree", hashed[both]["path"], "images", "no image is both real and fake"),
         _finding(
-            "names agree", other["path"], "images are named the other class; are 0 and 1 swapped?", "all do"
+            "names agree", other["path"], "images are named the other class (are 0 and 1 swapped?)", "all do"
         ),
         _finding(
             "duplicates",

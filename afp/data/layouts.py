@@ -238,11 +238,15 @@ def read_tables(
         DataError: an unreadable table, or columns or labels that could mean several things.
     """
     frames, left_out = [], []
-    for table in tables:
+    own = [_SPLITS.get(re.split(r"[-_.]", table.name.lower())[0], "") for table in tables]
+    for table, split in zip(tables, own, strict=True):
         if holds_images(table):
             frame, skipped = list_members(table, frozenset(FORMAT_OF))
             left_out += [LeftOut(file, "", reason) for file, reason in skipped.items()]
             inner = frame.get("path", pd.Series(dtype=str)).str.partition("::")[2]
+            if len(set(own)) > 1 and "split" not in frame:  # train-00000.parquet beside test-00000.parquet
+                frame["split"] = split
+                inner = f"{split}/" + inner
         else:
             frame = _read_table(table)
             column = _find_column(frame, path_column, _PATHS, f"{table}: paths", "--path-column")

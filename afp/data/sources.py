@@ -11,6 +11,8 @@ from ..errors import DataError
 from .splits import connect_sources
 
 _FRAME = re.compile(r"(?:.*[_-])?(?:frame|frm)[_-]?\d+", re.IGNORECASE)
+# vid01_0003, 012-0003; but not ImageNet's n01440764_0003, whose first part is a category.
+_FLAT_FRAME = re.compile(r"(?!n\d{8}[_-])(.*\d)[_-](\d{2,})")
 _SWAP = re.compile(r"(\d+)_(\d+)")
 
 
@@ -73,13 +75,23 @@ def _refuse_doubtful(images: pd.DataFrame, inner: pd.Series, stem: pd.Series) ->
     if len(frames := inner[stem.map(lambda name: bool(_FRAME.fullmatch(name)))]):
         rule = "folder" if "/" in frames.iloc[0] else r"'(.+)[_-](?:frame|frm)'"
         _refuse(f"{len(frames)} look like frames of videos, such as {frames.iloc[0]!r}", rule)
+    for _, names in stem.groupby([images["label"], images["generator"], images["set"]]):
+        parts = names.str.extract(rf"^{_FLAT_FRAME.pattern}$").dropna()
+        videos, numbers = parts[0].nunique(), parts[1].nunique()
+        if videos >= 3 and len(parts) >= 2 * max(videos, numbers):
+            example = names[parts.index[0]]
+            _refuse(
+                f"{len(parts)} look like numbered frames of {videos} videos, such as {example!r}",
+                r"'([^/]*\d)[_-]\d+$'",
+            )
     for (_, generator, _), part in images.groupby(["label", "generator", "set"]):
         names, folders = stem[part.index], part["folder"]
         crowded = folders.nunique() > names.nunique() or names.str.fullmatch(r"\d+").all()
         if folders.nunique() >= 3 and len(part) >= 2 * names.nunique() and crowded:
-            example = f"{names.nunique()} names in {folders.nunique()} folders of {generator}"
+            few = "one name" if names.nunique() == 1 else f"{names.nunique()} names"
+            example = f"{few} in {folders.nunique()} folders of {generator}, such as {inner[part.index[0]]!r}"
             _refuse(
-                f"{example}, such as {inner[part.index[0]]!r}: frames of videos, or a folder a photograph?",
+                f"{example}: these may be frames of videos, or a folder may be a photograph",
                 "folder",
             )
     for label in (0, 1):

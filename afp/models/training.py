@@ -56,15 +56,15 @@ class Recipe:
             ("warmup", ("linear", "constant")),
         ):
             if getattr(self, field) not in allowed:
-                raise AfpError(f"Recipe.{field} is {getattr(self, field)!r}, expected one of {allowed}")
+                raise AfpError(f"recipe: {field} is {getattr(self, field)!r}, expected one of {allowed}")
         for field in ("lr", "epochs", "batch_size"):
             if not getattr(self, field) > 0:
-                raise AfpError(f"Recipe.{field} is {getattr(self, field)!r}, expected a number above 0")
+                raise AfpError(f"recipe: {field} is {getattr(self, field)!r}, expected a number above 0")
         for field in ("weight_decay", "momentum", "warmup_steps", "warmup_epochs", "warmup_lr"):
             if not getattr(self, field) >= 0:
-                raise AfpError(f"Recipe.{field} is {getattr(self, field)!r}, expected 0 or more")
+                raise AfpError(f"recipe: {field} is {getattr(self, field)!r}, expected 0 or more")
         if self.warmup_steps and self.warmup_epochs:
-            raise AfpError("Recipe.warmup_steps and Recipe.warmup_epochs are both set, expected one of them")
+            raise AfpError("recipe: warmup_steps and warmup_epochs are both set, expected one of them")
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of optimizer step `step` (0 is the first)."""

@@ -451,7 +451,7 @@ def questions(results: pd.DataFrame) -> list[str]:
     for detector, part in low.groupby("detector", sort=False):
         estimate = Estimate(*part.iloc[0][["value", "low", "high"]])
         found.append(
-            f"{detector}: AUC of {part['group'].iloc[0]} is {estimate:.2f}, clearly under .5 ({len(part)} such "
-            "generators); are the labels swapped, or is the score P(real)?"
+            f"{detector}: AUC of {part['group'].iloc[0]} is {estimate:.2f}, clearly under .5 (so it is for "
+            f"{len(part)} of the generators); are the labels swapped, or is the score P(real)?"
         )
     return found

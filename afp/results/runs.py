@@ -183,7 +183,8 @@ def calibrate(
 ) -> OperatingPoint:
     """Move a run's threshold to one's own photographs, of which it may call only a share fake.
 
-    The photographs and their scores stay in the run, so that they are never evaluated on.
+    The photographs and their scores stay in the run, so that they are never evaluated on. Those that it was fitted
+    or validated on are left out: on them it calls too few fake.
 
     Args:
         folder: a run, changed in place.
@@ -198,10 +199,12 @@ def calibrate(
     good = scored = reals
     if len(reals) >= (fewest := fewest_for(target_fpr)):
         scored = score_frame(detector, reals, run=folder.resolve().name, progress=progress)
-        good = scored[scored["score"].notna()]
+        met = scored["role"].isin(["train", "validation"])
+        good = scored[scored["score"].notna() & ~met]
     if len(good) < fewest:
         raise DataError(
-            f"{len(good)} photographs ({len(scored) - len(good)} unreadable ones left out): too few for a rate of "
+            f"{len(good)} photographs ({len(scored) - len(good)} left out: unreadable, or the run was fitted on "
+            f"them): too few for a rate of "
             f"{target_fpr:g}; expected at least {fewest}, and better ten times as many"
         )
     sources = good["sha256"].where(good["sha256"] != "", good["path"])

@@ -253,9 +253,19 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         raise DataError(f"{path}: not a readable scores table ({error})") from error
     if missing := [c for c in NEEDED if c not in table.columns]:
         raise DataError(
-            f"{path}: columns missing: {', '.join(missing)}; expected at least {', '.join(NEEDED)}"
+            f"{path}: columns missing: {', '.join(missing)}; expected at least {', '.join(NEEDED)}, "
+            f"separated by commas; found {', '.join(map(str, table.columns[:8]))}"
         )
     label = pd.to_numeric(table["label"], errors="coerce")
+    score = pd.to_numeric(table["score"], errors="coerce")
+    for column, bad, expected in (
+        ("label", table["label"].notna() & ~label.isin([0, 1]), "0 (real) or 1 (fake)"),
+        ("score", table["score"].notna() & ~score.between(0, 1), "P(fake), a number from 0 to 1"),
+    ):
+        if bad.any():
+            row = int(bad.to_numpy().argmax())
+            value = str(table[column].iloc[row])
+            raise DataError(f"{path}: row {row + 2}: {column} is {value!r}, expected {expected}")
     named = {
         "generator": label.map({0: "real", 1: "fake"}),
         "kind": label.map({0: "real"}),

@@ -91,10 +91,10 @@ class Standing:
             'were held out: expect to miss more of them. "nothing found" does not mean that an image is real.'
         ]
         if not len(self.real):
-            return [*lines, f"Threshold {threshold:.3f}; the run kept no validation scores."]
+            return [*lines, f"Threshold {threshold:.3g}; the run kept no validation scores."]
         found = [f"{(p >= threshold).sum()} of {len(p)} by {name}" for name, p in self.fake.items()]
         lines.append(
-            f'"Nothing found" means something for these alone: at the threshold {threshold:.3f} it finds '
+            f'"Nothing found" means something for these alone: at the threshold {threshold:.3g} it finds '
             f"{', '.join(found) or 'no'} fakes of validation, and calls {(self.real >= threshold).sum()} of "
             f"{len(self.real)} real images fake ({self.origin})."
         )
