@@ -272,6 +272,20 @@ def test_calibration_moves_a_run_to_own_photographs(afp, small_manifest, run_fol
     assert typo.code == 2 and "no image by 'hlaf', expected one of half, half-twice, real" in typo.err
 
 
+def test_rows_known_by_their_sources_name_alone_are_counted(
+    afp, small_manifest, run_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for i in range(12):
+        for folder in ("real", "fake/x"):
+            Path("other", folder).mkdir(parents=True, exist_ok=True)
+            picture(300 + i + 50 * (folder != "real")).save(f"other/{folder}/{i:02}.png")
+    assert afp("manifest", "other", "--out", "o.csv").code == 0
+    shown = afp("score", "o.csv", "--run", run_folder, "--out", "s.csv")
+    met = read_scores("s.csv")["role"].ne("").sum()
+    assert met and f"{met} of these are known by the name of their source alone" in shown.out
+
+
 def test_photographs_that_a_run_was_fitted_on_do_not_calibrate_it(
     afp, small_manifest, run_folder, tmp_path, monkeypatch
 ):

@@ -167,8 +167,9 @@ def score(
         thresholds = {"": standing.threshold_at(target_fpr)} | thresholds
     frame, skipped = _frame(paths)
     if unknown := set(thresholds) - {"", *frame.get("generator", [])}:
-        known = ", ".join(sorted(set(frame.get("generator", [])))) or "none: only a manifest names generators"
-        raise DataError(f"--threshold: no image by {sorted(unknown)[0]!r}, expected one of {known}")
+        known = sorted(set(frame.get("generator", [])))
+        expected = f"one of {', '.join(known)}" if known else "a manifest, which names generators"
+        raise DataError(f"--threshold: no image by {sorted(unknown)[0]!r}, expected {expected}")
     table = score_to_csv(folder, frame, out, perturbation=perturbation, thresholds=thresholds)
     failed, good = table[table["error"] != ""], table[table["error"] == ""]
     if len(table) <= 20:
@@ -180,6 +181,12 @@ def score(
     echo(f"{counts}: {out}")
     if met := int((table["role"] != "").sum()):
         echo(f"{met} of them, or their photographs, had a part in the fit; `afp evaluate` leaves them out")
+        same = table["sha256"].isin(pd.read_csv(folder / base.IMAGES, dtype=str)["sha256"])
+        if by_name := int(((table["role"] != "") & ~same).sum()):
+            echo(
+                f"{by_name} of these are known by the name of their source alone; if they are other photographs of "
+                "that name, rename it in the manifest's column source"
+            )
     if html:
         echo(f"report: {report.write_html(table, frame, folder, html, maps)}")
     if explain:

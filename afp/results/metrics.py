@@ -450,8 +450,9 @@ def questions(results: pd.DataFrame) -> list[str]:
     low = single[(single["metric"] == "auc") & (single["high"] < 0.5)]
     for detector, part in low.groupby("detector", sort=False):
         estimate = Estimate(*part.iloc[0][["value", "low", "high"]])
+        others = f", and of {len(part) - 1} more" if len(part) > 1 else ""
         found.append(
-            f"{detector}: AUC of {part['group'].iloc[0]} is {estimate:.2f}, clearly under .5 (so it is for "
-            f"{len(part)} of the generators); are the labels swapped, or is the score P(real)?"
+            f"{detector}: AUC of {part['group'].iloc[0]} is {estimate:.2f}{others}, clearly under .5; are the "
+            "labels swapped, or is the score P(real)?"
         )
     return found
