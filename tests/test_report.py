@@ -52,7 +52,7 @@ def test_the_standing_of_a_score_is_a_count_of_validation_images(run):
         counts = list(map(int, re.findall(r"\d+", standing.among(score))))
         assert counts == [(real >= score).sum(), len(real), (fake <= score).sum(), len(fake)]
     text = " ".join(standing.about())
-    assert "half" in text and f"{standing.threshold:.3f}" in text
+    assert "half" in text and f"{standing.threshold:.3g}" in text
     assert f"{(real >= standing.threshold).sum()} of {len(real)} real images fake" in text
 
 
