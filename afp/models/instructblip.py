@@ -33,7 +33,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..errors import AfpError, ModelError
 from ..paths import DEMO_VLM
-from .backbones import Backbone, best_device, load_backbone
+from .backbones import Backbone, best_device, load_backbone, read_weights
 
 DEMO = "demo-vlm"  # the miniature InstructBLIP (self-pretrained), see data/build/demo_vlm.py
 UNTRAINED = "demo-vlm-untrained"  # its control: the same with random weights
@@ -284,6 +284,7 @@ def load_vlm(
         if quantisation not in (None, *QUANTISED):
             raise ModelError(f"quantisation is {quantisation!r}, expected one of {', '.join(QUANTISED)}")
         quantised = BitsAndBytesConfig(**QUANTISED[quantisation]) if quantisation else None
+        model: Any  # a `DualModel` in types alone, where its weights are read
         if device.type == "meta":
             with torch.device("meta"):
                 model = InstructBlipForConditionalGeneration(config)
@@ -291,17 +292,8 @@ def load_vlm(
             model = _untrained(config)
         else:
             loader: Any = _MixedHalf if mixed else InstructBlipForConditionalGeneration
-            model, info = loader.from_pretrained(
-                source,
-                dtype=kind,
-                device_map=device_map,
-                quantization_config=quantised,
-                use_safetensors=True,
-                output_loading_info=True,
-                **hub,
-            )
-            if missing := sorted(info["missing_keys"]):
-                raise ModelError(f"backbone {name}: {len(missing)} weights are missing, such as {missing[0]}")
+            options: dict[str, Any] = {"device_map": device_map, "quantization_config": quantised, **hub}
+            model = read_weights(loader, name, pretrained_model_name_or_path=source, dtype=kind, **options)
         tokenizer = AutoTokenizer.from_pretrained(source, **hub)
         # Not `AutoTokenizer`: it looks for a config.json in the subfolder, and the hub has none there.
         qformer_tokenizer = BertTokenizer.from_pretrained(source, subfolder="qformer_tokenizer", **hub)
@@ -315,7 +307,7 @@ def load_vlm(
             " download or has cached, or a folder written by save_pretrained"
         ) from error
     if device_map is None and quantised is None:
-        model.to(device)  # type: ignore[arg-type] # transformers' wrapper hides torch's signature
+        model.to(device)
     model.query_tokens.data = model.query_tokens.to(model.qformer.dtype)  # transformers leaves it in float32
     model.requires_grad_(False).eval()
     if gradient_checkpointing:
