@@ -30,6 +30,7 @@ COMMANDS = {
 }
 KEPT = {
     "demo": "the images made so far are kept",
+    "fit": "the features and training steps saved so far are kept",
     "score": "the rows scored so far are kept",
     "run": "the notebooks executed so far are kept",
 }

@@ -109,7 +109,7 @@ class Detector(ABC):
             both = pd.concat([train, validation])  # a fit on pixels stops at its first bad batch
             raise UnreadableImages(error.errors | _unreadable(both, progress)) from error
         self.generators_ = held_in_generators(train.assign(split="train"))
-        self.validation_scores_ = self._score(validation, "none", progress)
+        self.validation_scores_ = self._finite_scores(validation, "none", progress)
         self.operating_point_: OperatingPoint | None = choose_operating_point(
             validation["label"], self.validation_scores_, photographs(validation), target_fpr
         )
@@ -127,7 +127,7 @@ class Detector(ABC):
         Returns:
             float64, (n,), in [0, 1].
         Raises:
-            ModelError: not fitted.
+            ModelError: not fitted, or scores that are no numbers.
             UnreadableImages: names every image that cannot be decoded.
             ValueError: unknown perturbation.
         """
@@ -136,10 +136,13 @@ class Detector(ABC):
         perturbation = check_perturbation(perturbation)
         if frame.empty:
             return np.empty(0)
+        return self._finite_scores(frame, perturbation, progress)
+
+    def _finite_scores(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
         scores = np.asarray(self._score(frame, perturbation, progress), dtype=np.float64)
-        if scores.shape != (len(frame),) or not np.isfinite(scores).all():
-            raise FloatingPointError(
-                f"{self.name}: scores of shape {scores.shape} with values that are not finite"
+        if bad := int((~np.isfinite(scores)).sum()):
+            raise ModelError(
+                f"{self.name}: {bad} of {len(frame)} scores are no numbers; its weights or its backbone's are damaged"
             )
         return scores
 

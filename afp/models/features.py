@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..data.loader import ImageDataset, worker_count
 from ..data.preprocess import Normalisation, check_perturbation
-from ..errors import AfpError, UnreadableImages
+from ..errors import AfpError, ModelError, UnreadableImages
 from ..files import written_whole
 from ..paths import cache_dir
 from .backbones import Backbone
@@ -47,6 +47,7 @@ def extract(
         float32, (n, ...); float16 precision, as cached.
     Raises:
         UnreadableImages: names every bad file, after all the others have been cached.
+        ModelError: values that are not finite.
     """
     if frame.empty:
         raise AfpError("no image to extract features from: the frame has no row")
@@ -84,6 +85,11 @@ def extract(
             found = backbone.extract(torch.stack(padded), outputs)
         for j, item in enumerate(good):
             arrays = {key: tensor[j].numpy().astype(np.float16) for key, tensor in found.items()}
+            if not all(np.isfinite(values).all() for values in arrays.values()):
+                raise ModelError(
+                    f"backbone {backbone.name}: features of {item.file} are not finite; its weights are damaged, or "
+                    "too large for 16 bits"
+                )
             store.write(dataset.rows[item.row][1], arrays)
             values[names[item.row]] = arrays[output]
         bar.update(len(batch))
