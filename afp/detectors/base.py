@@ -142,7 +142,7 @@ class Detector(ABC):
         scores = np.asarray(self._score(frame, perturbation, progress), dtype=np.float64)
         if bad := int((~np.isfinite(scores)).sum()):
             raise ModelError(
-                f"{self.name}: {bad} of {len(frame)} scores are no numbers; its weights or its backbone's are damaged"
+                f"{self.name}: {bad} of {len(frame)} scores are no numbers; the weights are damaged"
             )
         return scores
 
