@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import picture, smoothed, write_folders
+from conftest import picture, save, smoothed, write_folders
 from sklearn.metrics import roc_auc_score
 
 from afp import cli
@@ -169,6 +169,21 @@ def test_folders_become_a_manifest(afp, tmp_path, monkeypatch):
     assert again.code == 0 and len(read_manifest("n.parquet")) == 20
     unknown = afp("manifest", ".", "--held-out", "dalle")
     assert unknown.code == 2 and "'dalle'" in unknown.err
+
+
+def test_the_reals_of_a_held_out_set_are_held_out_too(afp, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for k, group in enumerate(("progan", "biggan")):
+        for i in range(10):
+            save(f"sets/{group}/0_real/{group}{i}.png", 100 * k + i)
+            save(f"sets/{group}/1_fake/{group}f{i}.png", 100 * k + 50 + i, fake=True)
+    assert afp("manifest", "sets", "--split", "--held-out", "biggan").code == 0
+    frame = read_manifest("manifest.csv")
+    trained = frame[frame["split"].isin(["train", "validation"])]
+    assert set(trained["set"]) == {"progan"} and set(trained["label"]) == {0, 1}
+    assert (
+        frame[frame["set"] == "biggan"].groupby("label")["split"].value_counts().unstack()["test"] > 0
+    ).all()
 
 
 def test_two_folders_of_one_name_are_not_one_generator(afp, tmp_path, monkeypatch):

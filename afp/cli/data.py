@@ -74,7 +74,10 @@ def manifest(
         ),
     ] = False,
     held_out: Annotated[
-        list[str] | None, typer.Option(help="Generator kept out of training and validation (repeatable).")
+        list[str] | None,
+        typer.Option(
+            help="Generator kept out of training and validation, with the reals of its set (repeatable)."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Changes which source goes where.")] = 0,
     drop_unreadable: Annotated[
@@ -109,8 +112,10 @@ def manifest(
         raise DataError(f"all {len(frame)} images are {'fake' if generators else 'real'}; both are needed")
     if unknown := set(held_out or []) - set(generators):
         raise DataError(f"--held-out: no generator {sorted(unknown)[0]!r}, expected {', '.join(generators)}")
-    away = frame["generator"].isin(held_out or []) & (frame["split"] != "test")
-    frame.loc[away, "split"] = "none"
+    fake, away = frame["label"] == 1, frame["generator"].isin(held_out or [])
+    sets = set(frame.loc[fake & away, "set"]) - set(frame.loc[fake & ~away, "set"]) - {""}
+    away |= frame["set"].isin(sets)  # a set's reals go with its fakes, as the papers train on one set alone
+    frame.loc[away & (frame["split"] != "test"), "split"] = "none"
     _print_listing(frame, listing.left_out, notes)
     if left_out:
         with written_whole(left_out) as partial:
