@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -86,17 +87,24 @@ def save(path: str, seed: int, fake: bool = False, **options) -> Path:
     return file
 
 
+class Shown(NamedTuple):
+    """A command's exit code, and what it printed."""
+
+    code: int
+    text: str
+
+
 @pytest.fixture
 def afp(monkeypatch, capsys, tmp_path):
-    """Runs a command as the console script does, in an empty folder; returns its exit code and what it printed."""
+    """Runs a command as the console script does, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments) -> tuple[int, str]:
+    def run(*arguments) -> Shown:
         monkeypatch.setattr(sys, "argv", ["afp", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         printed = capsys.readouterr()
-        return stop.value.code or 0, printed.out + printed.err
+        return Shown(stop.value.code or 0, printed.out + printed.err)
 
     return run
 
