@@ -8,10 +8,8 @@ import pytest
 import torch
 from conftest import picture
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 from typer.testing import CliRunner
 
-from afp import detectors
 from afp.cli import app
 from afp.data import manifest, splits
 from afp.data.audit import find_leaks
@@ -24,33 +22,14 @@ from afp.studies.attacks import Settings
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A CLIP image tower of three narrow blocks, in a folder."""
-    torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-        projection_dim=16,
-    )
-    folder = tmp_path_factory.mktemp("tiny")
-    CLIPVisionModelWithProjection(config).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
 def images():
     return [picture(i, 64) for i in range(6)]
 
 
 @pytest.mark.parametrize("kind", attacks.KINDS)
-def test_a_stored_attack_keeps_its_bound_and_its_manifest_is_sound(kind, small_frame, tiny, tmp_path):
+def test_a_stored_attack_keeps_its_bound_and_its_manifest_is_sound(kind, small_frame, tiny_tower, tmp_path):
     settings = Settings(kind, epsilon=6 / 255, steps=3, size=20)
-    found = attack_sets.make_attack_set(small_frame, tmp_path, settings, backbone=tiny, progress=False)
+    found = attack_sets.make_attack_set(small_frame, tmp_path, settings, backbone=tiny_tower, progress=False)
     record = attack_sets.read_record(tmp_path)
     real, fake = (found[found["label"] == label].sort_values("source") for label in (0, 1))
     assert len(real) == len(fake) == small_frame["source"].nunique() == record["n"]
@@ -83,11 +62,11 @@ def test_a_stored_attack_keeps_its_bound_and_its_manifest_is_sound(kind, small_f
         assert 0 <= record["success_rate"] <= 1
     else:
         assert record["success_rate"] is None
-    again = attack_sets.make_attack_set(small_frame, tmp_path, settings, backbone=tiny, progress=False)
+    again = attack_sets.make_attack_set(small_frame, tmp_path, settings, backbone=tiny_tower, progress=False)
     assert again.equals(found)
     with pytest.raises(AfpError, match="another attacked set"):
         attack_sets.make_attack_set(
-            small_frame, tmp_path, Settings(kind, 7 / 255, 3, 21), backbone=tiny, progress=False
+            small_frame, tmp_path, Settings(kind, 7 / 255, 3, 21), backbone=tiny_tower, progress=False
         )
 
 
@@ -99,8 +78,8 @@ def test_the_stored_originals_are_the_photographs(small_frame, tmp_path):
     np.testing.assert_array_equal(np.asarray(open_image(first["file"])), np.asarray(expected))
 
 
-def test_pgd_fools_a_classifier_and_collision_moves_towards_its_goal(images, tiny):
-    victim = gradients.PrototypeClassifier(load_backbone(tiny, dtype="float32"), images, list("abcdef"))
+def test_pgd_fools_a_classifier_and_collision_moves_towards_its_goal(images, tiny_tower):
+    victim = gradients.PrototypeClassifier(load_backbone(tiny_tower, dtype="float32"), images, list("abcdef"))
     pixels, labels = differentiable.to_pixels(images), torch.arange(6)
     with torch.inference_mode():
         assert (victim(pixels).argmax(1) == labels).all()
@@ -122,12 +101,6 @@ def test_rounding_to_8_bits_keeps_the_bound():
     beyond = pixels + torch.tensor([0.9, -0.9, 0.9]).view(1, 3, 1, 1)
     stored = attacks.to_images(beyond, [base], 8.9 / 255)[0]
     assert np.asarray(stored).tolist() == [[[8, 92, 255]]]
-
-
-@pytest.fixture(scope="module")
-def probe(small_frame, tiny):
-    parts = [small_frame[small_frame["split"] == s] for s in ("train", "validation")]
-    return detectors.create("linear-probe", backbone=tiny, block="2", c=[1.0]).fit(*parts, progress=False)
 
 
 def test_the_victim_is_the_detector(probe, small_frame):

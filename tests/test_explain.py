@@ -13,7 +13,6 @@ from PIL import Image
 from scipy.special import logit
 from test_clip_detectors import small_clip, small_dual
 from test_vlm import save, small_config
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 from typer.testing import CliRunner
 
 from afp import detectors
@@ -35,28 +34,6 @@ def _float32():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbones, "best_dtype", lambda device: torch.float32)
         yield
-
-
-@pytest.fixture(scope="module")
-def probe(small_frame, tmp_path_factory):
-    """A linear probe on a CLIP image tower of three narrow blocks."""
-    torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-        projection_dim=16,
-    )
-    folder = tmp_path_factory.mktemp("tiny")
-    CLIPVisionModelWithProjection(config).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
-    parts = [small_frame[small_frame["split"] == s] for s in ("train", "validation")]
-    return detectors.create("linear-probe", backbone=str(folder), block="2", c=[1.0]).fit(
-        *parts, progress=False
-    )
 
 
 @pytest.fixture(scope="module")

@@ -93,17 +93,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except Exception as error:
-        if "--debug" in arguments[:1] or not _is_expected(error):
+        from safetensors import SafetensorError
+
+        if "--debug" in arguments[:1] or not isinstance(error, AfpError | OSError | SafetensorError):
             raise
         echo(f"error: {error}", fg="red", err=True)
         sys.exit(2)
-
-
-def _is_expected(error: Exception) -> bool:
-    """Whether files, settings or the disk are at fault, and not this program."""
-    from safetensors import SafetensorError
-
-    return isinstance(error, AfpError | OSError | SafetensorError)
 
 
 def _join_parameters(arguments: list[str]) -> list[str]:

@@ -44,14 +44,14 @@ def image_grid(files: Iterable[str | Path | Image.Image], titles: Iterable[str],
     images = [(file if isinstance(file, Image.Image) else open_image(file)).convert("RGB") for file in files]
     width = DOUBLE / max(columns, 4)
     height = width * max(image.height / image.width for image in images)
-    height += 0.12 * max(title.count("\n") + 1 for title in titles)
+    height += 0.15 * max(title.count("\n") + 1 for title in titles)
     fig, axes = plt.subplots(n_rows, columns, figsize=(width * columns, height * n_rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
         image.thumbnail((256, 256) if columns <= 4 else (160, 160))  # the SVG holds every pixel
         ax.imshow(image, interpolation="none")
-        ax.set_title(title, fontsize=6, pad=2)
+        ax.set_title(title, fontsize=8 if columns <= 4 else 7, pad=2)
     plt.close(fig)
     names = ["" if isinstance(file, Image.Image) else Path(file).name for file in files]
     return fig, pd.DataFrame({"position": range(len(files)), "file": names, "title": titles})
