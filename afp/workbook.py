@@ -15,8 +15,10 @@ from threading import Thread
 from typing import Any
 
 import nbformat
+import pandas as pd
 import papermill
 import yaml
+from joblib import Parallel, delayed
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 from papermill.exceptions import PapermillExecutionError
@@ -24,9 +26,10 @@ from papermill.models import Parameter
 from papermill.translators import PythonTranslator
 from PIL import Image
 from pydantic import TypeAdapter
+from sklearn.model_selection import ParameterGrid
 
 from .errors import AfpError
-from .files import read_notebook, write_text
+from .files import checksum, read_notebook, write_text
 from .paths import NOTEBOOKS, ROOT, figures_dir
 
 KERNEL = "python3"
@@ -106,16 +109,80 @@ def execute(path: Path, values: dict[str, str] | None = None, out: Path | None =
     except PapermillExecutionError as error:
         failed = target.with_name(f"failed-{target.name}")  # no number in front: not one of the workbook's
         working.replace(failed)
-        raise AfpError(f"{path.name}: cell {error.cell_index} failed\n{error}\nsee {failed}") from None
+        what = f"{path.name}: cell {error.cell_index} failed: {error.ename}: {error.evalue}"
+        raise AfpError(f"{what}\n{error}\nsee {failed}") from None
     finally:
         working.unlink(missing_ok=True)
     _clean(notebook)
     if out is not None:
-        notebook.metadata["afp"] = {"executed": path.name}
+        notebook.metadata["afp"] = _record(path, values)
     write_text(target, nbformat.writes(notebook) + "\n")
     seconds = time.perf_counter() - started
     print(f"{path.name} done in {seconds:.0f} s: {target}, figures: {figures}", flush=True)
     return target
+
+
+def read_grid(file: Path) -> list[dict[str, str]]:
+    """Every combination of a grid's values, as text, from YAML with ``parameter: [value, ...]`` lines.
+
+    Raises:
+        AfpError: not such a file.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AfpError(f"{file}: not readable as YAML ({error})") from error
+    if not isinstance(content, dict) or not all(isinstance(v, list) and v for v in content.values()):
+        raise AfpError(f"{file}: expected `parameter: [value, ...]` lines")
+    return list(ParameterGrid({name: [str(v) for v in values] for name, values in content.items()}))
+
+
+def execute_grid(path: Path, settings: list[dict[str, str]], out: Path, jobs: int = 1) -> pd.DataFrame:
+    """Run a notebook once for each of several settings, each in a folder of its own.
+
+    What is done already, of this notebook with these parameters, is not run again; where one fails, the others go
+    on. Tables that the runs leave beside their figures are put together, with the parameters as first columns.
+
+    Args:
+        path: the notebook.
+        settings: parameters as text, as `read_grid` gives them.
+        out: folder; receives ``01`` ... a setting, the tables, and ``grid.csv``, which is returned.
+        jobs: how many run at once.
+    Returns:
+        A row a setting: its parameters, ``notebook``, ``error`` (empty where it went well).
+    """
+    folders = [out / f"{i:0{len(str(len(settings)))}}" for i in range(1, len(settings) + 1)]
+    errors = Parallel(n_jobs=jobs)(
+        delayed(_try)(path, values, folder) for values, folder in zip(settings, folders, strict=True)
+    )
+    rows = pd.DataFrame(settings)
+    rows["notebook"] = [str(folder.relative_to(out) / path.name) for folder in folders]
+    rows["error"] = errors
+    for name in sorted({file.name for folder in folders for file in (folder / "figures").glob("*.csv")}):
+        parts = {i: f / "figures" / name for i, f in enumerate(folders) if (f / "figures" / name).is_file()}
+        tables = [
+            pd.DataFrame([settings[i]]).merge(pd.read_csv(part), how="cross") for i, part in parts.items()
+        ]
+        write_text(out / name, pd.concat(tables).to_csv(index=False))
+    write_text(out / "grid.csv", rows.to_csv(index=False))
+    return rows
+
+
+def _try(path: Path, values: dict[str, str], folder: Path) -> str:
+    """Execute unless it is done; what went wrong."""
+    done = folder / path.name
+    if done.is_file() and read_notebook(done).metadata.get("afp") == _record(path, values):
+        return ""
+    try:
+        execute(path, values, folder)
+    except AfpError as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
+def _record(path: Path, values: dict[str, str]) -> dict[str, Any]:
+    """What an executed notebook was made of."""
+    return {"executed": path.name, "sha256": checksum(path), "parameters": values}
 
 
 def _run(path: Path, working: Path, values: dict[str, Any], figures: Path) -> None:
@@ -129,7 +196,7 @@ def _run(path: Path, working: Path, values: dict[str, Any], figures: Path) -> No
     kernel.start_kernel(
         cwd=str(NOTEBOOKS),
         env=os.environ | {"PYTHONPATH": python_path, "AFP_FIGURES": str(figures)},
-        extra_arguments=["--HistoryManager.hist_file=:memory:"],
+        extra_arguments=["--HistoryManager.hist_file=:memory:", "--log-level=ERROR"],
     )
     done: Future[None] = Future()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
@@ -145,3 +146,32 @@ def test_large_pictures_are_made_small(tmp_path):
     (data,) = (o.data for o in nbformat.read(done, as_version=4).cells[-1].outputs)
     picture = next(text for kind, text in data.items() if kind.startswith("image/"))
     assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (300, 300)
+
+
+def test_a_grid_runs_each_setting_once(afp, tmp_path):
+    """One of four settings fails; the second call runs that one alone; the tables are put together."""
+    count = "import os, pathlib\npathlib.Path(os.environ['COUNT'], f'{n}-{rate}-{os.getpid()}').touch()"
+    table = (
+        "import pandas as pd\nfolder = pathlib.Path(os.environ['AFP_FIGURES'])\nfolder.mkdir(exist_ok=True)"
+    )
+    table += "\npd.DataFrame({'auc': [n * rate]}).to_csv(folder / '50_auc.csv', index=False)"
+    fail = "again = pathlib.Path(os.environ['COUNT'], 'mended').exists()\n"
+    fail += "if n == 2 and rate == 0.5 and not again:\n    raise ValueError('by chance')"
+    path = write(tmp_path, count, fail, table)
+    (tmp_path / "grid.yaml").write_text("n: [1, 2]\nrate: [0.5, 0.25]\n")
+    command = ("run", path, "--grid", tmp_path / "grid.yaml", "-j", 2, "--out", tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COUNT", str(tmp_path))
+        patch.delenv("AFP_FIGURES")
+        first = afp(*command)
+        assert first.code == 1 and "4 settings, 1 failed" in first.text and "by chance" in first.text
+        (tmp_path / "mended").touch()
+        assert afp(*command).code == 0
+    assert sorted(p.name.rsplit("-", 1)[0] for p in tmp_path.glob("?-0.*")) == [
+        *("1-0.25", "1-0.5", "2-0.25", "2-0.5", "2-0.5"),
+    ]
+    rows = pd.read_csv(tmp_path / "out" / "50_auc.csv")
+    assert len(rows) == 4 and (rows["auc"] == rows["n"] * rows["rate"]).all()
+    assert pd.read_csv(tmp_path / "out" / "grid.csv")["error"].isna().all()
+    refused = afp("run", path, "04", "--grid", tmp_path / "grid.yaml")
+    assert refused.code == 2 and "--grid: expected one notebook" in refused.text
