@@ -28,7 +28,7 @@ FEWER = {
     "05_map_feature_space": {"n_permutations": "5"},
     "06_test_robustness": {
         "detectors": "linear-probe,spectrum",
-        "perturbations": "jpeg:50,blur:2",
+        "perturbations": "jpeg:50",
         "augment": "jpeg:50,blur:2",
         "tiles_per_photo": "1",
         "n_boot": "100",

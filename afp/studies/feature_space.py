@@ -50,6 +50,16 @@ def select_images(frame: pd.DataFrame, kinds: Sequence[str] = (), most: int = 20
     return thin(shown, most).reset_index(drop=True)
 
 
+def unmatched(frame: pd.DataFrame, seed: int = 0) -> np.ndarray:
+    """Rows of a map as papers draw it: real images of half of the sources, and fakes of the other half.
+
+    Returns:
+        (n,), True for those rows; no source has both labels among them.
+    """
+    sources = np.random.default_rng(seed).permutation(frame["source"].unique())
+    return (frame["source"].isin(sources[: len(sources) // 2]) == (frame["label"] == 0)).to_numpy()
+
+
 def unit_features(features: np.ndarray) -> np.ndarray:
     """(n, d) features, each dimension standardised, then each row of length 1.
 
