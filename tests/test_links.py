@@ -55,7 +55,7 @@ def test_the_tables_of_notebooks_match_the_folder(path):
 
 
 def test_glossary_terms_are_explained_once_and_can_be_linked_from_anywhere():
-    """Each has the notebook that explains it. JupyterLab keeps the case of a heading in its anchor, GitHub does not: lower case suits both."""
+    """Each has the notebook that explains it. Lower case suits the anchors of both JupyterLab and GitHub."""
     text = GLOSSARY.read_text(encoding="utf-8")
     terms = re.findall(r"^### (.+)\n((?:(?!#).+\n)+)", text, re.M)
     names = [name for name, _ in terms]
