@@ -6,7 +6,6 @@ is a number in the *original* space, beside what the same number would be if the
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -167,20 +166,15 @@ def project(features: np.ndarray, method: str, neighbours: int = 30, seed: int =
     Raises:
         ValueError: another method, or too few or too many neighbours.
     """
-    if method not in ("pca", "tsne", "umap"):
-        raise AfpError(f"method: {method!r}, expected pca, tsne or umap")
-    if method != "pca" and not 2 <= neighbours <= len(features) / 3:
-        raise AfpError(
-            f"neighbours: {neighbours}, expected 2 to {len(features) // 3} for {len(features)} images"
-        )
+    n = len(features)
     if method == "pca":
         return PCA(2, random_state=seed).fit_transform(features)
+    if not 2 <= neighbours <= n / 3:
+        raise AfpError(f"neighbours: {neighbours}, expected 2 to {n // 3} for {n} images")
+    shared = {"metric": "cosine", "random_state": seed, "n_jobs": 1}
     if method == "tsne":
-        options = {"perplexity": neighbours, "init": "pca", "metric": "cosine", "n_jobs": 1}
-        return TSNE(random_state=seed, **options).fit_transform(features)
-    umap = require("umap", extra="maps")  # compiles for seconds
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="n_jobs value")  # a fixed seed means one thread
-        model = umap.UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed)
-        return model.fit_transform(features)
+        return TSNE(perplexity=neighbours, init="pca", **shared).fit_transform(features)
+    if method == "umap":
+        umap = require("umap", extra="maps")  # compiles for seconds
+        return umap.UMAP(n_neighbors=neighbours, **shared).fit_transform(features)
+    raise AfpError(f"method: {method!r}, expected pca, tsne or umap")
