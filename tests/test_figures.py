@@ -91,9 +91,20 @@ def test_held_out_bars_plot_the_results(results):
     drawn = {x for line in fig.axes[0].lines if len(line.get_xdata()) == 6 for x in line.get_xdata()}
     assert drawn == set(table["value"])
     assert "gan (held-in)" in [label.get_text() for label in fig.axes[0].get_yticklabels()]
-    assert set(evaluation.held_out_bars(results, "eer")[1]["group"]) > {"max held-out"}
-    with pytest.raises(ValueError, match="nonsense"):
-        evaluation.held_out_bars(results, "nonsense")
+    two = pd.concat([results, results.assign(perturbation="blur:1")])
+    with pytest.raises(ValueError, match=r"perturbations \['none', 'blur:1'\], expected one"):
+        evaluation.held_out_bars(two)
+
+
+def test_arrows_lead_from_one_detector_to_another(results):
+    both = pd.concat([results.assign(detector="zero-shot"), results.assign(detector="tuned")])
+    both["value"] = both["value"].where(both["detector"] == "zero-shot", both["value"] / 2)
+    fig, table = evaluation.change_arrows(both, "zero-shot", "tuned")
+    assert len(table) == 2 * len(evaluation.held_out_bars(results)[1])
+    arrows = [t for ax in fig.axes for t in ax.texts if t.arrow_patch]
+    for arrow in arrows:
+        assert arrow.xy[0] == arrow.get_position()[0] / 2 and arrow.xy[1] == arrow.get_position()[1]
+    assert {t.get_position()[0] for t in arrows} == set(table.query("detector == 'zero-shot'")["value"])
 
 
 def test_histograms_hold_every_image(scores):

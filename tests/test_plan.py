@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import CLIPConfig, InstructBlipConfig, LlamaConfig, T5Config
-from typer.testing import CliRunner
 
-from afp.cli import app, dry_run
+from afp.cli import dry_run
 from afp.data import audit
 from afp.errors import AfpError
 from afp.models import backbones
@@ -142,8 +143,6 @@ def test_the_sizes_of_models_are_those_of_their_configs(name, tmp_path):
         assert getattr(found, field) == pytest.approx(getattr(stated, field), rel=0.02), field
 
 
-def test_the_command_runs_nothing_and_fails_where_something_is_missing(tmp_path):
-    command = ["run", "01", "--params", str(FULL), "--dry-run", "--out", str(tmp_path / "executed")]
-    done = CliRunner().invoke(app, [*command, "-p", f"manifest_path={tmp_path / 'none.csv'}"])
-    assert done.exit_code == 1 and "FAIL 01_prepare_data data" in done.output
-    assert not (tmp_path / "executed").exists()
+def test_the_command_runs_nothing_and_fails_where_something_is_missing(afp):
+    code, shown = afp("run", "01", "--params", FULL, "--dry-run", "-p", "manifest_path=none.csv")
+    assert code == 1 and "FAIL 01_prepare_data data" in shown and not Path("executed").exists()

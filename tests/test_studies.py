@@ -12,19 +12,12 @@ from afp.studies import training_size
 
 @pytest.fixture
 def frame():
-    rows = [
-        (f"{g}/{s}_{i}", int(g not in ("real", "real-resampled")), g, f"photo{s}", split)
-        for s in range(10)
-        for g, split in (
-            ("real", "train"),
-            ("real-resampled", "train"),
-            ("seen", "train"),
-            ("unseen", "none"),
-        )
-        for i in range(3)
-    ]
-    frame = pd.DataFrame(rows, columns=["path", "label", "generator", "source", "split"])
-    return frame.assign(kind="GAN", sha256=frame["path"], file=frame["path"])
+    index = pd.MultiIndex.from_product([range(10), ["real", "real-resampled", "seen", "unseen"], range(3)])
+    frame = index.set_names(["source", "generator", "tile"]).to_frame(index=False)
+    frame["path"] = frame["generator"] + frame["source"].astype(str) + frame["tile"].astype(str)
+    frame["label"] = frame["generator"].isin(["seen", "unseen"]).astype(int)
+    frame["split"] = np.where(frame["generator"] == "unseen", "none", "train")
+    return frame.assign(source=frame["source"].astype(str), kind="GAN", sha256=frame["path"])
 
 
 def test_fewer_draws_photographs_or_tiles(frame):

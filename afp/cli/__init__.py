@@ -23,7 +23,7 @@ COMMANDS = {
     "score": ("detect", "Score images with a run: P(fake), a row each."),
     "evaluate": ("detect", "Metrics with 95 % intervals, per generator."),
     "test": ("detect", "AntifakePrompt's own command line: a verdict, or accuracy over two folders."),
-    "attack": ("attack", "Make a test set of attacked photographs."),
+    "attack": ("data", "Make a test set of attacked photographs."),
     "import-checkpoint": ("checkpoint", "Make a run of a released pseudo-word, or the reverse."),
     "run": ("notebooks", "Execute notebooks headlessly with papermill."),
     "gallery": ("notebooks", "Executed notebooks and figures as static pages that need no network."),

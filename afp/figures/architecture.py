@@ -5,11 +5,12 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from .style import DOUBLE, Drawn, drawing, key, legend_above
 
 FILLS = {"frozen": "#BBDDF3", "trained": "#F4B183", "data": "#F2F2F2"}
+ARROW = {"arrowstyle": "-|>", "color": "0.2"}
 
 
 @drawing
@@ -35,11 +36,10 @@ def instructblip(question: str, n_queries: int) -> Drawn:
     _cells(ax, 5.2, 2.8, 3 * [("", "data")], title="what the\nqueries saw")
     _cells(ax, 3.78, 4.2, 3 * [("", "frozen")], title=f"{n_queries} query vectors")
     _cells(ax, 5.6 - 0.45 * len(words), 0.6, words, width=0.9)
-    ends = [((0.6, 3), (0.95, 3)), ((2.05, 3), (2.3, 3)), ((3.42, 3), (3.65, 3)), ((4.8, 3), (5.15, 3))]
-    ends += [((6.1, 3), (6.45, 3)), ((7.6, 3), (8.05, 3)), ((4.2, 4.15), (4.2, 3.55))]
-    ends += [((4.2, 1.05), (4.2, 2.45)), ((7, 1.05), (7, 2.45))]
-    for start, end in ends:
-        ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": "0.2"})
+    for start, end in ((0.6, 0.95), (2.05, 2.3), (3.42, 3.65), (4.8, 5.15), (6.1, 6.45), (7.6, 8.05)):
+        ax.annotate("", (end, 3), (start, 3), arrowprops=ARROW)
+    for x, start, end in ((4.2, 4.15, 3.55), (4.2, 1.05, 2.45), (7, 1.05, 2.45)):
+        ax.annotate("", (x, end), (x, start), arrowprops=ARROW)
     ax.set(xlim=(-0.6, 9.3), ylim=(0.3, 5))
     ax.axis("off")
     square = {"marker": "s", "linestyle": "", "markersize": 8, "markeredgecolor": "0.3"}
@@ -53,6 +53,6 @@ def _cells(
 ) -> None:
     """A row of vectors, a cell (text, state) each, under a title."""
     for i, (text, state) in enumerate(cells):
-        ax.add_patch(plt.Rectangle((x + i * width, y), width, 0.42, fc=FILLS[state], ec="0.3", linewidth=0.7))
+        ax.add_patch(Rectangle((x + i * width, y), width, 0.42, fc=FILLS[state], ec="0.3", linewidth=0.7))
         ax.text(x + (i + 0.5) * width, y + 0.2, text, ha="center", va="center")
     ax.text(x + len(cells) * width / 2, y + 0.52, title, ha="center", va="bottom", fontsize=7)

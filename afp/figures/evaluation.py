@@ -11,7 +11,7 @@ import pandas as pd
 from sklearn.metrics import roc_curve
 
 from ..errors import AfpError
-from ..results.metrics import CONTROLS, LOWER_IS_BETTER, N_BINS, check_scores, compute
+from ..results.metrics import CONTROLS, N_BINS, check_scores, compute
 from .style import (
     DOUBLE,
     SERIES,
@@ -32,17 +32,17 @@ DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 
 
 @drawing
-def held_out_bars(results: pd.DataFrame, metric: str = "auc") -> Drawn:
-    """Point and 95 % interval of each generator, then mean and worst over the held-out ones.
+def held_out_bars(results: pd.DataFrame) -> Drawn:
+    """AUC with its 95 % interval of each generator, then mean and worst over the held-out ones.
 
     A colour and marker a detector; filled against real photographs, open against any other set of real images.
 
     Args:
         results: as of `afp.results.metrics.evaluate`, one perturbation.
     Raises:
-        AfpError: several perturbations, or no such metric.
+        AfpError: several perturbations.
     """
-    df, single = _of_metric(results, metric)
+    df, single = _aucs(results)
     generators = in_order_of_distance(single)
     groups = generators + [group for group in df["group"].unique() if group not in generators]
     series = df[["detector", "against"]].drop_duplicates().to_numpy().tolist()
@@ -57,11 +57,10 @@ def held_out_bars(results: pd.DataFrame, metric: str = "auc") -> Drawn:
         face = look["color"] if against in ("real", "") else "white"
         draw_intervals(ax, at, rows, upright=False, markerfacecolor=face, **look)
     name_rows(ax, _row_names(groups, single))
-    if metric == "auc":
-        chance_line(ax, upright=True)
+    chance_line(ax, upright=True)
     if len(groups) > len(generators):
         ax.axhline(len(generators) - 0.5, color="0.4", linewidth=0.6)
-    ax.set_xlabel(_axis_name(metric))
+    ax.set_xlabel("AUC")
     keys = [key(name, **look) for name, look in looks.items()]
     for name in single["against"].unique():
         face = "0.3" if name in ("real", "") else "white"
@@ -72,69 +71,68 @@ def held_out_bars(results: pd.DataFrame, metric: str = "auc") -> Drawn:
 
 
 @drawing
-def change_arrows(results: pd.DataFrame, before: str, after: str, metric: str = "auc") -> Drawn:
+def change_arrows(results: pd.DataFrame, before: str, after: str) -> Drawn:
     """What training changes: an arrow a generator, a panel each kind of generator and each set of real images.
 
-    The arrow leads from one detector's value to the other's, each with its 95 % interval; other detectors stand
+    The arrow leads from one detector's AUC to the other's, each with its 95 % interval; other detectors stand
     beneath it, without theirs. The table is that of `held_out_bars`.
 
     Args:
         results: as there.
         before, after: detectors, such as "zero-shot" and "tuned".
     """
-    df, single = _of_metric(results, metric)
+    df, single = _aucs(results)
     order = in_order_of_distance(single)
     df = df.sort_values("group", key=lambda c: c.map({g: i for i, g in enumerate(order)}), kind="stable")
     panels = {kind: list(part["group"].unique()) for kind, part in df.groupby("kind", sort=False)}
     sets, looks = list(df["against"].unique()), method_styles(df["detector"])
     heights = [len(groups) + 0.6 for groups in panels.values()]
-    size = (DOUBLE, 0.9 + 0.36 * sum(heights))
-    shared = {"sharex": True, "sharey": "row", "squeeze": False, "height_ratios": heights}
-    fig, axes = plt.subplots(len(panels), len(sets), figsize=size, **shared)
+    fig, axes = plt.subplots(
+        len(panels),
+        len(sets),
+        figsize=(DOUBLE, 0.9 + 0.36 * sum(heights)),
+        height_ratios=heights,
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+    )
+    aside = {before: -0.1, after: 0.1}
     for row, (kind, groups) in zip(axes, panels.items(), strict=True):
         for ax, against in zip(row, sets, strict=True):
             name_rows(ax, _row_names(groups, single))
+            chance_line(ax, upright=True)
             part = df[(df["kind"] == kind) & (df["against"] == against)]
             part = part.assign(at=part["group"].map(groups.index))
             for name, look in looks.items():
                 rows = part[part["detector"] == name]
-                if name in (before, after):
-                    draw_intervals(
-                        ax, rows["at"] - (0.1 if name == before else -0.1), rows, upright=False, **look
-                    )
+                if name in aside:
+                    draw_intervals(ax, rows["at"] + aside[name], rows, upright=False, **look)
                 else:
                     ax.plot(rows["value"], rows["at"] + 0.32, linestyle="", **look | {"markersize": 3.5})
             wide = part.pivot(index="at", columns="detector", values="value")
             arrow = {"arrowstyle": "-|>", "color": looks[after]["color"], "shrinkA": 0, "shrinkB": 0}
             for at, start, end in wide[[before, after]].itertuples():
                 ax.annotate("", (end, at), (start, at), arrowprops=arrow)
-            if metric == "auc":
-                chance_line(ax, upright=True)
         row[0].set_title("over all held-out" if kind == "all" else kind, loc="left", fontsize=8.5)
     for ax, against in zip(axes[-1], sets, strict=True):
-        ax.set_xlabel(_axis_name(metric) + (f" against {against}" if against else ""))
+        ax.set_xlabel(f"AUC against {against}" if against else "AUC")
     legend_above(fig, [key(name, **look) for name, look in looks.items()])
     return fig, df
 
 
-def _of_metric(results: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One metric's rows: of each generator with mean and worst over the held-out ones, and without."""
-    df = results[results["metric"] == metric]
-    if df.empty or df["perturbation"].nunique() != 1:
-        found = list(df["perturbation"].unique())
-        raise AfpError(f"results: {len(df)} rows of metric {metric!r}, perturbations {found}; expected one")
-    of_all = ["mean held-out", ("max" if metric in LOWER_IS_BETTER else "min") + " held-out"]
+def _aucs(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """AUC of each generator, with mean and worst over the held-out ones, and without them."""
+    df = results[results["metric"] == "auc"]
+    if len(found := df["perturbation"].unique()) != 1:
+        raise AfpError(f"results: perturbations {list(found)}, expected one")
     aggregate = df["group"].str.match("(mean|min|max) held-")
-    return df[~aggregate | (df["group"].isin(of_all) & (df["kind"] == "all"))], df[~aggregate]
+    shown = df["group"].isin(["mean held-out", "min held-out"]) & (df["kind"] == "all")
+    return df[~aggregate | shown], df[~aggregate]
 
 
 def _row_names(groups: list[str], single: pd.DataFrame) -> list[str]:
     seen = set(single.loc[single["seen"] == 1, "group"])
     return [f"{group} (held-in)" if group in seen else group for group in groups]
-
-
-def _axis_name(metric: str) -> str:
-    return metric.upper() if len(metric) < 4 else metric.replace("_", " ")
 
 
 def in_order_of_distance(rows: pd.DataFrame) -> list[str]:

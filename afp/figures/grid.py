@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..data.images import open_image
 from ..errors import AfpError
-from .style import DOUBLE, Drawn, style
+from .style import DOUBLE, Drawn, drawing
 
 
 def data_uri(image: Image.Image, side: int, kind: str = "webp") -> str:
@@ -30,7 +30,7 @@ def data_uri(image: Image.Image, side: int, kind: str = "webp") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-@style()
+@drawing
 def image_grid(files: Iterable[str | Path | Image.Image], titles: Iterable[str], columns: int = 6) -> Drawn:
     """Thumbnails in rows, a small title above each; `files` may be opened images.
 
@@ -52,6 +52,5 @@ def image_grid(files: Iterable[str | Path | Image.Image], titles: Iterable[str],
         image.thumbnail((256, 256) if columns <= 4 else (160, 160))  # the SVG holds every pixel
         ax.imshow(image, interpolation="none")
         ax.set_title(title, fontsize=8 if columns <= 4 else 7, pad=2)
-    plt.close(fig)
     names = ["" if isinstance(file, Image.Image) else Path(file).name for file in files]
     return fig, pd.DataFrame({"position": range(len(files)), "file": names, "title": titles})

@@ -99,11 +99,6 @@ def save_figure(fig: Figure, name: str, table: pd.DataFrame, folder: str | Path 
     return files
 
 
-def series_style(k: int) -> tuple[str, str]:
-    """Colour and marker of the k-th series of a figure, from 0, where series are no methods; 49 differ."""
-    return SERIES[k % len(SERIES)], MARKERS[(k + k // len(SERIES)) % len(MARKERS)]
-
-
 def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """How each method of a figure is drawn: `METHODS` by the beginning of its name.
 

@@ -50,9 +50,7 @@ class Settings:
         if self.kind not in KINDS:
             raise AfpError(f"attack: {self.kind!r}, expected one of {', '.join(KINDS)}")
         if not 1 / 255 <= self.epsilon <= 1:
-            raise AfpError(
-                f"epsilon: {self.epsilon:g}, expected 1/255 (less vanishes in 8 bits) to 1, as in 8/255"
-            )
+            raise AfpError(f"epsilon: {self.epsilon:g}, expected 1/255 (less vanishes in 8 bits) to 1")
         for name, high in (("steps", 1000), ("size", 2048)):
             if not 1 <= getattr(self, name) <= high:
                 raise AfpError(f"{name}: {getattr(self, name)}, expected 1 to {high}")
