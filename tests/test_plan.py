@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import CLIPConfig, InstructBlipConfig, LlamaConfig, T5Config
+from transformers import CLIPConfig, InstructBlipConfig, LlamaConfig
 
 from afp.cli import dry_run
 from afp.data import audit
@@ -111,32 +111,26 @@ def test_a_model_or_features_without_room_are_found(small_manifest, monkeypatch)
 
 
 LLAMA = {"vocab_size": 32001, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
-T5 = {"d_model": 2048, "d_ff": 5120, "num_layers": 24, "num_heads": 32, "d_kv": 64}
 L14 = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
 
 
-def _instructblip(language):
+def _clip():
+    vision = L14 | {"patch_size": 14, "projection_dim": 768}
+    return CLIPConfig(vision_config=vision, text_config=TEXT, projection_dim=768)
+
+
+def _instructblip():
     qformer = {"vocab_size": 30523, "encoder_hidden_size": 1408}
-    parts = {"vision_config": {}, "qformer_config": qformer, "text_config": language.to_dict()}
+    parts = {"vision_config": {}, "qformer_config": qformer, "text_config": LlamaConfig(**LLAMA).to_dict()}
     return InstructBlipConfig(**parts, num_query_tokens=32, image_token_index=4)
 
 
-CONFIGS = {
-    "clip-vit-l14": CLIPConfig(
-        vision_config=L14 | {"patch_size": 14, "projection_dim": 768}, text_config=TEXT, projection_dim=768
-    ),
-    "clip-vit-b32": CLIPConfig(vision_config={"patch_size": 32}),
-    "instructblip-vicuna-7b": _instructblip(LlamaConfig(**LLAMA)),
-    "instructblip-flan-t5-xl": _instructblip(
-        T5Config(**T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
-    ),
-}
-
-
-@pytest.mark.parametrize("name", dry_run.SIZES)
-def test_the_sizes_of_models_are_those_of_their_configs(name, tmp_path):
-    CONFIGS[name].save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "config"), [("clip-vit-l14", _clip), ("instructblip-vicuna-7b", _instructblip)]
+)
+def test_the_sizes_of_models_are_those_of_their_configs(name, config, tmp_path):
+    config().save_pretrained(tmp_path)
     found, stated = dry_run.BackboneSize.of(tmp_path), dry_run.SIZES[name]
     assert (found.n_tokens, found.cached) == (stated.n_tokens, stated.cached)
     for field in ("n_parameters", "n_tower", "n_language"):

@@ -10,7 +10,7 @@ import pandas as pd
 import typer
 
 from ..files import LEFT_OUT, MANIFEST, check_output, written_whole
-from .echo import echo, print_table, print_tree
+from .echo import echo, print_table
 from .screen import print_findings, print_frame
 
 
@@ -143,16 +143,15 @@ def _named(texts: list[str], default: str) -> list[tuple[str, Path]]:
 
 
 def _print_listing(frame: pd.DataFrame, left_out: list, notes: list[str]) -> None:
-    """What was understood, as a tree: classes, generators, sets, with counts; then what was left out."""
-    branches: dict[str, list[str]] = {}
+    """What was understood: classes, generators, sets, with counts; then what was left out."""
+    echo(f"{len(frame)} images of {frame['source'].nunique()} sources")
     for label, name in ((0, "real"), (1, "fake")):
         part = frame[frame["label"] == label]
-        leaves = branches[f"{name}: {len(part)}"] = []
+        echo(f"  {name}: {len(part)}")
         for (generator, group), images in part.groupby(["generator", "set"]):
             counts = ", ".join(f"{n} {split}" for split, n in images["split"].value_counts().items())
             title = f"{generator} (set {group})" if group else generator
-            leaves.append(f"{title}: {len(images)} images, {images['source'].nunique()} sources ({counts})")
-    print_tree(f"{len(frame)} images of {frame['source'].nunique()} sources", branches)
+            echo(f"    {title}: {len(images)} images, {images['source'].nunique()} sources ({counts})")
     for group, rows in pd.DataFrame(left_out, columns=["file", "group", "reason"]).groupby("group"):
         reasons = rows["reason"].str.partition(":")[0].value_counts()
         parts = ", ".join(f"{n} {reason}" for reason, n in reasons.items())

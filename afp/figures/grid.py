@@ -16,18 +16,12 @@ from ..errors import AfpError
 from .style import DOUBLE, Drawn, drawing
 
 
-def data_uri(image: Image.Image, side: int, kind: str = "webp") -> str:
-    """A picture inside a page: scaled down to ``side`` pixels on the longer side, as the text of a ``src``.
-
-    Args:
-        image: any mode; left as it is.
-        side: in pixels.
-        kind: "webp", "jpeg" or "png".
-    """
+def data_uri(image: Image.Image, side: int) -> str:
+    """A picture inside a page: scaled down to ``side`` pixels on the longer side, as the text of a ``src``."""
     small, buffer = image.convert("RGB"), io.BytesIO()
     small.thumbnail((side, side))
-    small.save(buffer, kind, quality=80)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    small.save(buffer, "webp", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 @drawing

@@ -89,18 +89,15 @@ def collide_features(
     """Move each image's embedding onto another image's, within epsilon: a clean-label poison.
 
     Args:
-        targets: (n, 3, s, s), the images to collide with.
+        pixels, targets: (n, 3, s, s), the images and those to collide with; at most `BATCH`.
     Returns:
         As `pgd_attack`.
     """
-    parts = []
-    for x, target in zip(pixels.split(BATCH), targets.split(BATCH), strict=True):
-        with torch.no_grad():
-            likeness = _Likeness(tower, normalize(tower(target)))
-        # Away from "unlike the goal" is towards the goal.
-        unlike = torch.ones(len(x), dtype=torch.long, device=x.device)
-        parts.append(pgd_attack(likeness, x, unlike, epsilon, max(2, steps), seed))
-    return torch.cat(parts)
+    with torch.no_grad():
+        likeness = _Likeness(tower, normalize(tower(targets)))
+    # Away from "unlike the goal" is towards the goal.
+    unlike = torch.ones(len(pixels), dtype=torch.long, device=pixels.device)
+    return pgd_attack(likeness, pixels, unlike, epsilon, max(2, steps), seed)
 
 
 class _Likeness(nn.Module):
