@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from afp import detectors
-from afp.errors import ModelError
-from afp.models.backbones import hub_commit, load_backbone
+from afp.errors import AfpError, ModelError
+from afp.models.backbones import QUANTISED, hub_commit, load_backbone
 from afp.paths import ROOT
 from afp.results import runs
 
@@ -132,6 +132,23 @@ def test_a_wrong_dtype_is_refused_by_name(tower, dtype):
         load_backbone(tower, dtype=dtype)
 
 
+def test_an_int8_tower_that_cannot_be_run_is_an_error(tmp_path, monkeypatch):
+    folder = Path(write_tower(tmp_path))
+    with pytest.raises(
+        ModelError, match=f"no {folder / QUANTISED}, which dtype int8 needs; expected float32"
+    ):
+        load_backbone(str(folder), dtype="int8")
+    (folder / QUANTISED).write_bytes(b"no graph")
+    with monkeypatch.context() as patch, pytest.raises(AfpError, match=r"onnxruntime is not .*\[demo\]"):
+        patch.setitem(sys.modules, "onnxruntime", None)
+        load_backbone(str(folder), dtype="int8")
+    backbone = load_backbone(str(folder), dtype="int8")
+    with pytest.raises(ModelError, match=f"{folder / QUANTISED}: onnxruntime cannot load it"):
+        backbone.extract(backbone.preprocess([picture(0)]), ("cls",))
+    with pytest.raises(ModelError, match="no block of its int8 tower can be dropped"):
+        load_backbone(str(folder), dtype="int8", drop_blocks=1)
+
+
 def test_missing_weights_are_an_error(tmp_path):
     folder = Path(write_tower(tmp_path))
     weights = load_file(folder / "model.safetensors")
@@ -186,7 +203,7 @@ import sys, numpy as np
 sys.path.insert(0, "tests")
 from conftest import picture
 from afp.models.backbones import hub_commit, load_backbone
-tower = load_backbone("demo-clip")
+tower = load_backbone("demo-clip", dtype="float32")
 pixels = tower.preprocess([picture(0, 256)])
 np.save(sys.argv[1], tower.extract(pixels, ("cls",))["cls"].numpy())
 """
@@ -199,7 +216,7 @@ def test_another_processor_gives_the_same_scores(capability, demo_manifest, tmp_
     env = os.environ | {"ATEN_CPU_CAPABILITY": capability, "ONEDNN_MAX_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", EXTRACT, str(tmp_path / "cls.npy")], env=env, check=True)
     theirs = np.load(tmp_path / "cls.npy")
-    tower = load_backbone("demo-clip")
+    tower = load_backbone("demo-clip", dtype="float32")
     pixels = tower.preprocess([picture(0, 256)])
     ours = tower.extract(pixels, ("cls",))["cls"].numpy()
     probe = detectors.load(ROOT / "data" / "linear-probe")

@@ -1,6 +1,8 @@
-"""The dequantised tower is OpenAI's: it agrees with the int8 ONNX file that it was unpacked from."""
+"""The demo's tower is OpenAI's: in int8 it is the ONNX file that it comes from, in float32 it agrees with that."""
 
 from __future__ import annotations
+
+import json
 
 import numpy as np
 import pytest
@@ -11,12 +13,105 @@ from safetensors.torch import load_file
 from afp.data.images import open_images
 from afp.demo.tower import MEMBER, WHEEL, build_tower, dequantise, tower_folder
 from afp.demo.wheels import Wheel
-from afp.models.backbones import load_backbone
+from afp.errors import ModelError
+from afp.models import backbones
+from afp.models.backbones import QUANTISED, load_backbone
+from afp.models.features import extract
+from afp.results.scores import read_scores
 
 
 @pytest.fixture(scope="module")
 def onnx_bytes(demo_manifest) -> bytes:
     return Wheel.pinned(WHEEL).read(MEMBER)
+
+
+@pytest.fixture(scope="module")
+def int8(demo_manifest):
+    return load_backbone("demo-clip", dtype="int8")
+
+
+@pytest.fixture(scope="module")
+def pixels(int8, demo_frame) -> torch.Tensor:
+    return int8.preprocess(open_images(demo_frame["file"][:3]))
+
+
+def test_int8_is_close_to_float32(int8, pixels):
+    exact = load_backbone("demo-clip", "cpu", "float32")
+    assert exact is load_backbone("demo-clip", "cpu") and exact.model is int8.model
+    outputs = ("embedding", "cls", "tokens:0", "tokens:12")
+    ours, theirs = int8.extract(pixels, outputs), exact.extract(pixels, outputs)
+    assert all(ours[name].shape == theirs[name].shape for name in outputs)
+    torch.testing.assert_close(ours["tokens:0"], theirs["tokens:0"])  # up to there nothing is rounded
+    cosine = {name: torch.cosine_similarity(ours[name], theirs[name], dim=-1) for name in outputs}
+    assert cosine["cls"][:, :8].min() > 0.97 and cosine["embedding"].min() > 0.9
+
+
+def test_in_int8_an_image_s_features_depend_on_nothing_but_the_image(int8, pixels):
+    whole = int8.extract(pixels, ("embedding", "cls", "tokens:7"))
+    for i in range(len(pixels)):
+        for outputs in (("cls", "tokens:7"), ("embedding",)):
+            alone = int8.extract(pixels[i : i + 1], outputs)
+            assert all(torch.equal(alone[name][0], whole[name][i]) for name in outputs)
+    assert torch.equal(whole["tokens:7"][:, 0], whole["cls"][:, 7])
+
+
+def test_in_int8_threads_and_the_way_of_multiplying_change_no_bit(int8, pixels, monkeypatch):
+    """For processors without VNNI an option multiplies so that no sum saturates; where AMX is, it works too."""
+    whole = int8.extract(pixels, ("cls",))["cls"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads % 2 + 1)
+    try:
+        assert torch.equal(int8.extract(pixels, ("cls",))["cls"], whole)
+    finally:
+        torch.set_num_threads(threads)
+    backbones._session.cache_clear()
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    assert torch.equal(int8.extract(pixels, ("cls",))["cls"], whole)
+    backbones._session.cache_clear()
+
+
+def test_int8_and_float32_share_no_cached_feature(int8, demo_frame):
+    exact, rows = load_backbone("demo-clip", "cpu", "float32"), demo_frame[:2]
+    ours, theirs = (extract(rows, tower, "cls", progress=False) for tower in (int8, exact))
+    assert not np.array_equal(ours, theirs) and int8.fingerprint != exact.fingerprint
+    assert all(np.array_equal(extract(rows, int8, "cls", progress=False), ours) for _ in range(2))
+
+
+def test_a_run_says_its_precision_and_keeps_it(afp, small_manifest, tmp_path):
+    scores = {}
+    for precision, dtype in ((None, "auto"), ("int8", "int8"), ("fp32", "float32")):
+        out = tmp_path / dtype
+        options = ["--precision", precision] if precision else []
+        status, shown = afp("fit", "-m", small_manifest, "--set", "block=6", "--out", out, *options)
+        assert status == 0, shown
+        assert json.loads((out / "config.json").read_text())["config"]["dtype"] == dtype
+        status, shown = afp("score", small_manifest, "--run", out, "--out", tmp_path / f"{dtype}.csv")
+        assert status == 0, shown
+        scores[dtype] = read_scores(tmp_path / f"{dtype}.csv")["score"]
+    assert scores["auto"].equals(scores["float32"]) or backbones.best_device().type != "cpu"
+    assert not scores["int8"].equals(scores["float32"])
+    assert np.corrcoef(scores["int8"], scores["float32"])[0, 1] > 0.9
+    status, shown = afp("fit", "-m", small_manifest, "--precision", "fp8", "--out", tmp_path / "no")
+    assert status == 2 and "dtype is 'fp8', expected one of ('auto', 'float32'" in shown
+    status, shown = afp("fit", "-d", "clip-lora", "-m", small_manifest, "--precision", "int8")
+    assert status == 2 and "dtype is 'int8', expected one of ('auto', 'float32')" in shown
+
+
+def test_a_damaged_int8_tower_is_named_and_mended(demo_manifest, tmp_path, monkeypatch, capsys):
+    built = tower_folder()
+    monkeypatch.setenv("AFP_DATA", str(tmp_path))
+    (tmp_path / "wheels").symlink_to(built.parent.parent / "wheels")
+    tower_folder().mkdir(parents=True)
+    for file in built.iterdir():
+        (tower_folder() / file.name).symlink_to(file)
+    damaged = tower_folder() / QUANTISED
+    damaged.unlink()
+    damaged.write_bytes((built / QUANTISED).read_bytes()[:-1] + b"?")
+    with pytest.raises(ModelError, match=f"{QUANTISED} damaged or missing; mend with `afp demo`"):
+        load_backbone("demo-clip", device="cpu")
+    build_tower()
+    assert f"damaged, made again: {damaged}" in capsys.readouterr().out
+    assert damaged.read_bytes() == (built / QUANTISED).read_bytes()
 
 
 def test_embeddings_agree_with_the_onnx_file_on_real_photographs(onnx_bytes, demo_frame):

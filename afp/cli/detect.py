@@ -15,6 +15,7 @@ from ..files import LOG, METRICS, PAGE, SCORES, check_folder, check_output
 from .echo import echo
 from .screen import pair, print_answers, print_frame, print_metrics
 
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # torch's names are taken as well
 RunOption = Annotated[Path | None, typer.Option(help="Run folder; default: the demo's linear probe.")]
 
 
@@ -40,6 +41,13 @@ def fit(
         typer.Option("--balanced", help="Threshold of the best balanced accuracy; default with --fold all."),
     ] = False,
     preset: Annotated[str | None, typer.Option(help="Recipe: demo, or the published one's name.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the image tower: fp32, bf16, fp16, or int8 (demo-clip on a CPU). "
+            "[default: bf16 on a GPU that has it, else fp32]"
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Config field of the detector, as name=value (repeatable)."),
@@ -57,7 +65,8 @@ def fit(
     from ..results import runs
     from ..results.scores import read_scores
 
-    given = {"backbone": backbone, "preset": preset}
+    dtype = PRECISIONS.get(precision or "", precision)
+    given = {"backbone": backbone, "preset": preset, "dtype": dtype}
     config = dict(_setting(text) for text in settings or []) | {k: v for k, v in given.items() if v}
     if explain:
         recipe = getattr(create(detector, **config), "explain_recipe", None)

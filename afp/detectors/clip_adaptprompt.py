@@ -57,7 +57,7 @@ class ClipAdaptPrompt(AdaptedClip, ClipPrompt):
     @property
     def backbone_(self) -> Backbone:
         """The frozen model, without its last blocks."""
-        return load_backbone(self.backbone, drop_blocks=self.drop_blocks)
+        return load_backbone(self.backbone, dtype=self.dtype, drop_blocks=self.drop_blocks)
 
     def texts(self) -> list[str]:
         """The text of each class, in the order of the labels."""

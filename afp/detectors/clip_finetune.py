@@ -29,6 +29,7 @@ class ClipFinetune(ClipDetector):
     """
 
     name: ClassVar[str] = "clip-finetune"
+    dtypes: ClassVar = ("auto", "float32")
     precision: ClassVar = "float32"
     differences: ClassVar = {k: v for k, v in DIFFERENCES.items() if k != "precision"}
     presets: ClassVar = {

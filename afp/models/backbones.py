@@ -10,6 +10,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
@@ -29,8 +30,8 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from ..errors import AfpError, ModelError
-from ..files import damaged
+from ..errors import AfpError, ModelError, require
+from ..files import checksum, damaged
 from ..paths import backbone_folder
 
 ALIASES = {"clip-vit-l14": "openai/clip-vit-large-patch14", "clip-vit-b32": "openai/clip-vit-base-patch32"}
@@ -39,6 +40,7 @@ CLASSES: dict[str, Any] = {
     "clip_vision_model": CLIPVisionModelWithProjection,
     "vision-text-dual-encoder": VisionTextDualEncoderModel,
 }
+QUANTISED = "vision_int8.onnx"  # the image tower in 8 bits, beside a folder's weights
 
 
 def best_device() -> torch.device:
@@ -100,6 +102,11 @@ class Backbone:
         """P: width of the projected image embedding."""
         return self.model.visual_projection.out_features
 
+    @property
+    def batch_size(self) -> int:
+        """Images of a pass that are as fast as more: 4 on a CPU, where a single image waits for the others."""
+        return 4 if self.device.type == "cpu" else 16
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the image tower's weights, its dtype and its preprocessing: what a feature depends on."""
@@ -153,6 +160,66 @@ class Backbone:
         return int(number)
 
 
+@dataclass(frozen=True)
+class QuantisedBackbone(Backbone):
+    """A `Backbone` whose features come from an 8-bit copy of its image tower, run on the CPU by onnxruntime.
+
+    ``model`` is the float32 one, for whoever needs a gradient. In the copy each layer's input is scaled to 8 bits by
+    its extremes, so images run one by one: a feature does not depend on its batch. The rounding makes large what is
+    small: pixels that differ by 1e-7 of their value give other scores, so another processor does too. Speed and
+    agreement are in docs/benchmarks.md.
+
+    Args:
+        file: an ONNX graph: ``pixel_values`` (1, 3, h, w) to the outputs of `Backbone.extract`, by their names.
+    """
+
+    file: Path
+
+    @property
+    def batch_size(self) -> int:
+        """One: images do not run together."""
+        return 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the 8-bit tower and the preprocessing."""
+        parts = (checksum(self.file), self.image_processor.to_json_string())
+        return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+
+    @torch.inference_mode()
+    def extract(self, pixels: torch.Tensor, outputs: Sequence[str]) -> dict[str, torch.Tensor]:
+        """As `Backbone.extract`."""
+        for output in outputs:
+            if output not in ("embedding", "cls"):
+                self.check_output(output)
+        session = _session(self.file, torch.get_num_threads())
+        images = pixels.float().cpu().numpy()
+        found = [session.run(list(outputs), {"pixel_values": image[None]}) for image in images]
+        return {
+            output: torch.from_numpy(np.concatenate([f[i] for f in found]))
+            for i, output in enumerate(outputs)
+        }
+
+
+@cache
+def _session(file: Path, n_threads: int) -> Any:
+    """The 8-bit tower, loaded once a process."""
+    onnxruntime = require("onnxruntime", extra="demo")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    # Threads that wait leave the cores to torch.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    processor = torch.cpu.get_capabilities()
+    if not (processor.get("avx512_vnni") or processor.get("avx_vnni")):
+        # Sums of 8-bit products saturate there. Elsewhere it changes no bit, but may cost two thirds of the speed.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's have no common base of their own
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{file}: onnxruntime cannot load it ({reason}); expected an ONNX graph") from error
+
+
 def load_backbone(
     name: str, device: str | None = None, dtype: str | torch.dtype = "auto", drop_blocks: int = 0
 ) -> Backbone:
@@ -163,11 +230,13 @@ def load_backbone(
             a CLIP vision tower with projection, or a vision-text dual encoder. ``NAME@REVISION`` takes a branch, tag
             or commit of the hub's.
         device: torch device; default the accelerator, else the CPU.
-        dtype: torch dtype or its name; ``auto`` is bfloat16 on a GPU that has it, else float32.
+        dtype: torch dtype or its name; ``auto`` is bfloat16 on a GPU that has it, else float32. ``int8`` is for
+            folders that hold such a tower, on the CPU (see `QuantisedBackbone`).
         drop_blocks: last blocks of the image tower that are cut off; its final norm, its projection and all weights
             stay those of the whole one.
     Raises:
         ModelError: not found, not downloadable, not CLIP-like, some weights are missing, or it has too few blocks.
+        AfpError: onnxruntime is not installed, which ``int8`` needs.
     """
     where = torch.device(device) if device else best_device()
     if dtype == "auto":
@@ -175,8 +244,10 @@ def load_backbone(
     elif isinstance(dtype, str):
         dtype = getattr(torch, dtype, dtype)
     if not isinstance(dtype, torch.dtype):
-        raise ModelError(f"dtype: {dtype!r}, expected auto, float32, bfloat16 or float16")
+        raise ModelError(f"dtype: {dtype!r}, expected auto, float32, bfloat16, float16 or int8")
     source = _source(name)  # $AFP_DATA may name another folder than before
+    if dtype == torch.int8:
+        return _load_quantised(name, *source, drop_blocks)
     if drop_blocks:
         return _cut(name, *source, where, dtype, drop_blocks)
     return _load(name, *source, where, dtype)
@@ -192,6 +263,19 @@ def _cut(name: str, source: str, revision: str, device: torch.device, dtype: tor
     cut.model.vision_model.encoder.layers = cut.model.vision_model.encoder.layers[: whole.n_blocks - n]
     cut.vision_config.num_hidden_layers -= n
     return cut
+
+
+@cache
+def _load_quantised(name: str, source: str, revision: str, drop_blocks: int) -> QuantisedBackbone:
+    whole, file = _load(name, source, revision, torch.device("cpu"), torch.float32), Path(source, QUANTISED)
+    if not file.is_file():
+        hint = "; make it with `afp demo`" if name == "demo-clip" else ""
+        raise ModelError(f"backbone {name}: no {file}, which dtype int8 needs; expected float32{hint}")
+    if drop_blocks:
+        raise ModelError(f"backbone {name}: no block of its int8 tower can be dropped; expected float32")
+    require("onnxruntime", extra="demo")  # said now, not after images have been read
+    processor, tokenizer = whole.image_processor, whole.tokenizer
+    return QuantisedBackbone(name, whole.model, processor, tokenizer, whole.device, torch.int8, file)
 
 
 @cache

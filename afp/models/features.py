@@ -23,8 +23,6 @@ from ..files import written_whole
 from ..paths import cache_dir
 from .backbones import Backbone
 
-BATCH = 16  # images a pass on an accelerator
-CPU_BATCH = 4  # as fast as 16 there, and a single image waits for three others instead of fifteen
 POOLED = ("embedding", "cls")  # small, and both come out of one pass: cached together
 
 
@@ -64,7 +62,7 @@ def extract(
         text = "%d cached features are damaged and are computed anew: %s …"
         logging.getLogger(__name__).warning(text, len(store.damaged), store.damaged[0])
     todo = [i for name, i in {name: i for i, name in enumerate(names)}.items() if values.get(name) is None]
-    size = CPU_BATCH if backbone.device.type == "cpu" else BATCH
+    size = backbone.batch_size
     loader: DataLoader = DataLoader(
         dataset,
         size,

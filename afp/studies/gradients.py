@@ -17,7 +17,7 @@ from ..detectors.clip import ClipDetector
 from ..detectors.linear_probe import LinearProbe
 from ..detectors.vlm import VlmDetector
 from ..errors import ModelError
-from ..models.backbones import Backbone, load_backbone
+from ..models.backbones import Backbone
 from ..models.differentiable import DifferentiableTower, to_pixels
 
 # `spectrum` and `metadata` read no patches.
@@ -45,7 +45,7 @@ class DifferentiableDetector(nn.Module):
         check_differentiable(detector.name)
         if isinstance(detector, LinearProbe):
             output = "embedding" if detector.block_ is None else detector.block_
-            tower, head = DifferentiableTower(load_backbone(detector.backbone), output), _probe_head(detector)
+            tower, head = DifferentiableTower(detector.backbone_, output), _probe_head(detector)
         elif isinstance(detector, ClipDetector):
             tower, head = DifferentiableTower(detector.backbone_), detector.logits
         elif isinstance(detector, VlmDetector):

@@ -41,7 +41,7 @@ def main() -> None:
 
     def encode() -> torch.Tensor:
         images = preprocess.prepare_all(frame, Normalisation())
-        parts = [images[i : i + features.BATCH] for i in range(0, len(images), features.BATCH)]
+        parts = [images[i : i + backbone.batch_size] for i in range(0, len(images), backbone.batch_size)]
         found = [backbone.extract(backbone.preprocess(p), ("embedding",))["embedding"] for p in parts]
         return torch.cat(found)
 
