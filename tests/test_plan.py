@@ -80,7 +80,7 @@ def test_a_vision_language_model_is_counted_with_its_tokens_and_a_fit(
     expected = f"10 epochs x {n_train} training images x 2 (forward, gradient) x 0.59 TFLOP"
     assert expected in found["training"].detail
     assert f"need {n * 2 * 257 * 1408 / 2**30:.2g} GiB" in found["disk"].detail
-    assert "needs 15 x 1.25 + 1 GiB" in found["memory"].detail
+    assert "needs 29 x 1.25 + 1 GiB" in found["memory"].detail
     assert not _findings(values | {"preset": "paper"}, "02_train_soft_prompt")["training"].ok
     beside = _findings(data | {"vlm": values["backbone"]}, "05_map_feature_space")
     assert " epochs x " in beside["training"].detail and "hf download Salesforce/" in beside["weights"].detail

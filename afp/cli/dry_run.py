@@ -127,7 +127,7 @@ def check_notebooks(notebooks: list[Path], given: dict[str, dict[str, str]]) -> 
             yield Finding(f"{name} weights", there, detail)
             if size is None:
                 continue
-            memory = max(memory, 2 * size.n_parameters)  # bytes
+            memory = max(memory, size.n_parameters * backbones.best_dtype(backbones.best_device()).itemsize)
             if frame is not None:
                 perturbed = ",".join(values.get(key, "") for key in ("perturbations", "augment"))
                 n_views = len(frame) * (1 + len(list(filter(None, perturbed.split(",")))))
