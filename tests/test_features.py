@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from test_backbones import write_tower
 from torch.utils.data import DataLoader
 
 from afp.data import preprocess
-from afp.data.loader import ImageDataset, pixels
+from afp.data.loader import ImageDataset, inputs
 from afp.data.manifest import from_files
 from afp.data.preprocess import Normalisation
 from afp.errors import ImageError, UnreadableImages
@@ -213,7 +214,8 @@ def test_rows_without_a_hash_are_extracted_and_not_cached(frame, backbone, cache
 def test_a_data_loader_reads_the_images_in_any_number_of_processes(frame, backbone, num_workers):
     """Read once, normalised, perturbed, viewed, preprocessed; a bad file is a record and no exception."""
     Path(frame["file"][2]).write_bytes(b"no image")
-    options = {"view_size": 32, "seed": 5, "transform": backbone.preprocess}
+    view = partial(preprocess.random_view, size=32)
+    options = {"view": view, "seed": 5, "transform": backbone.preprocess}
     dataset = ImageDataset(frame[:5], Normalisation(size=64), "noise:4", **options)
     dataset.set_epoch(3)
     (batch,) = DataLoader(dataset, 5, num_workers=num_workers)
@@ -223,7 +225,7 @@ def test_a_data_loader_reads_the_images_in_any_number_of_processes(frame, backbo
     expected = backbone.preprocess([preprocess.random_view(image, 32, "5:3:4")])[0]
     assert (batch.image[4] == expected).all()
     with pytest.raises(UnreadableImages, match=r"02\.png"):
-        pixels(batch)
+        inputs(batch)
     with pytest.raises(ImageError, match="changed"):
         preprocess.prepare(frame["file"][0], frame["sha256"][1], Normalisation())
 

@@ -30,7 +30,7 @@ def data(n=50):
 
 
 def loss(model, batch):
-    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="sum"), len(batch[1])
 
 
 def state(model):
@@ -74,18 +74,23 @@ def test_resumed_run_equals_uninterrupted(tmp_path, monkeypatch, validated, ever
     whole, stopped, resumed, steps = Model(), Model(), Model(), []
 
     def dying_loss(model, batch):
-        steps.append(1)
+        if model.training:
+            steps.append(1)
         if len(steps) == dies_at:
             raise KeyboardInterrupt
         return loss(model, batch)
 
-    keep = {"validate": lambda model: -float(loss(model, data().tensors))} if validated else {}
+    keep = {"validation": data(16)} if validated else {}
     expected = train(whole, data(), loss, RECIPE, progress=False, **keep)
     with pytest.raises(KeyboardInterrupt):
         # Its validation takes no step of the recipe's, so it calls the plain loss.
         train(stopped, data(), dying_loss, RECIPE, checkpoint=tmp_path, progress=False, **keep)
     done = []
-    counted = lambda model, batch: done.append(1) or loss(model, batch)  # noqa: E731
+
+    def counted(model, batch):
+        done.extend([1] * model.training)
+        return loss(model, batch)
+
     history = train(resumed, data(), counted, RECIPE, checkpoint=tmp_path, progress=False, **keep)
     assert len(done) == 16 - (dies_at - 1) // min(every, 4) * min(every, 4)
     assert same(state(whole), state(resumed))
@@ -110,18 +115,21 @@ def test_checkpoint_of_another_recipe_is_refused(tmp_path):
 def test_best_epoch_is_kept():
     model, seen = Model(), []
 
-    def validate(model):
+    def told(model, batch):
+        if model.training:
+            return loss(model, batch)
         seen.append(state(model))
-        return [0.1, 0.9, 0.9, 0.2][len(seen) - 1]
+        return torch.tensor([-0.1, -0.9, -0.9, -0.2][len(seen) - 1]), 1
 
-    history = train(model, data(), loss, RECIPE, validate=validate, progress=False)
+    history = train(model, data(), told, RECIPE, validation=data(3), progress=False)
     assert same(state(model), seen[1])
-    assert list(history.validation.dropna()) == [0.1, 0.9, 0.9, 0.2]
+    assert list(history.validation.dropna()) == pytest.approx([0.1, 0.9, 0.9, 0.2])
 
 
 def test_nan_loss_names_step_and_rate():
     def bad(model, batch):
-        return loss(model, batch) * (math.nan if len(batch[0]) == 2 else 1.0)
+        total, n = loss(model, batch)
+        return total * (math.nan if n == 2 else 1.0), n
 
     with pytest.raises(ModelError, match=r"nan at step 3 \(epoch 0\), learning rate 0\.05"):
         train(

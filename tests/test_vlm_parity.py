@@ -109,7 +109,7 @@ def test_pixels_are_those_of_an_independent_pipeline(llama, tmp_path, statistics
         noise = np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
         Image.fromarray(noise).save(file := tmp_path / f"{size[0]}.png")
         one = pd.DataFrame({"file": [str(file)], "sha256": [""]})
-        pixels, _ = detector._images(one, "none", False)[0]
+        pixels = detector._images(one, "none", False)[0].image
         np.testing.assert_allclose(pixels, independent_pixels(file, 28, mean, std), atol=1e-6)
     plain = VlmZeroShot(backbone=llama, dtype="float32").vlm_.tower
     assert detector.vlm_.tower.fingerprint != plain.fingerprint
@@ -123,14 +123,17 @@ def test_training_sees_a_fresh_random_square_each_time(llama, tmp_path):
     known |= {
         w.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes(): (i, True) for i, w in enumerate(windows)
     }
-    torch.manual_seed(0)
-    drawn = [known[crop_square(image, 28, at_random=True).tobytes()] for _ in range(600)]
+    drawn = [known[crop_square(image, 28, str(i)).tobytes()] for i in range(600)]
     assert {i for i, _ in drawn} == set(range(17)) and 0.4 < np.mean([flip for _, flip in drawn]) < 0.6
     image.save(tmp_path / "a.png")
     one = pd.DataFrame({"file": [str(tmp_path / "a.png")], "sha256": [""]})
     detector = VlmPrompt(backbone=llama, **PAPER, cache_tokens=True)  # even then: never cached in training
-    images = detector._images(one, "none", False, augment=True)
-    assert len({images[0][0].numpy().tobytes() for _ in range(20)}) > 5
+    images = detector._images(one, "none", False, training=True)
+    seen = []
+    for epoch in range(20):
+        images.set_epoch(epoch)
+        seen.append(images[0].image.numpy().tobytes())
+    assert len(set(seen)) > 5 and images[0].image.numpy().tobytes() == seen[-1]
 
 
 # --- Scores ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..errors import AfpError
+from ..models import processes
 from .echo import echo
 
 # Command -> its module, and its line in the help. A module is imported when its command is called.
@@ -33,6 +35,7 @@ KEPT = {
     "score": "the rows scored so far are kept",
     "run": "the notebooks executed so far are kept",
 }
+SHARED = ("fit", "score")  # what several processes, as `torchrun` starts them, can do together
 
 
 class _Commands(TyperGroup):
@@ -46,6 +49,14 @@ class _Commands(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if name not in COMMANDS:
             return name, command, rest
+        if processes.count() > 1:
+            if name not in SHARED:
+                raise AfpError(
+                    f"afp {name}: {processes.count()} processes, expected one; only fit and score share work"
+                )
+            processes.join()
+            if processes.rank():
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the first one speaks for all
         module = import_module(f".{COMMANDS[name][0]}", __package__)
         single = typer.Typer(add_completion=False)
         single.command(name)(getattr(module, name.replace("-", "_")))

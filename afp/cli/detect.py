@@ -80,8 +80,6 @@ def fit(
         raise DataError("give either --target-fpr or --balanced")
     if target_fpr is None and not balanced and fold != "all":
         target_fpr = TARGET_FPR
-    if out and not (out / "environment.json").is_file():  # of a run, `fit_run` says whether it is the same
-        check_folder(out, "afp fit", [manifest])
     frame = read_manifest(_demo_or(manifest))
     options: dict = {"config": config, "without": without or [], "target_fpr": target_fpr}
     try:

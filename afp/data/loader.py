@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..errors import ImageError, UnreadableImages
-from .preprocess import Normalisation, prepare, random_view
+from .preprocess import Normalisation, prepare
 
 BLANK = (64, 64)  # pixels of the picture that stands in for a bad file
 
@@ -40,7 +40,7 @@ class ImageDataset(Dataset[Item]):
         frame: needs ``file`` and ``sha256``.
         normalisation: of all images.
         perturbation: see `afp.data.preprocess`.
-        view_size: side of the random view that is taken of an image, a fresh one each epoch; 0 for the image itself.
+        view: ``view(image, seed=text)`` is a random view of an image; the text is another one each epoch.
         seed: of the random views.
         transform: a model's preprocessing, a list of images to a tensor (b, ...); None leaves the images.
     """
@@ -51,13 +51,13 @@ class ImageDataset(Dataset[Item]):
         normalisation: Normalisation,
         perturbation: str = "none",
         *,
-        view_size: int = 0,
+        view: Callable[..., Image.Image] | None = None,
         seed: int = 0,
         transform: Callable[[Sequence[Image.Image]], torch.Tensor] | None = None,
     ):
         self.rows = list(zip(frame["file"], frame["sha256"], strict=True))
         self.normalisation, self.perturbation = normalisation, perturbation
-        self.view_size, self.seed, self.transform, self.epoch = view_size, seed, transform, 0
+        self.view, self.seed, self.transform, self.epoch = view, seed, transform, 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,8 +72,8 @@ class ImageDataset(Dataset[Item]):
             image = prepare(file, digest, self.normalisation, self.perturbation)
         except ImageError as reason:
             image, error = Image.new("RGB", BLANK), str(reason)
-        if self.view_size:
-            image = random_view(image, self.view_size, f"{self.seed}:{self.epoch}:{i}")
+        if self.view is not None:
+            image = self.view(image, seed=f"{self.seed}:{self.epoch}:{i}")
         return Item(i, file, image if self.transform is None else self.transform([image])[0], error)
 
 
@@ -104,13 +104,21 @@ class Labelled(Dataset[tuple[Any, np.int64, np.float32]]):
         return self.inputs[i], self.labels[i], self.weights[i]
 
 
-def pixels(batch: Item) -> torch.Tensor:
-    """The images of a collated batch. Raises UnreadableImages naming the bad files in it."""
+def inputs(batch: Item | torch.Tensor) -> torch.Tensor:
+    """What a model reads of a collated batch of images, or of features.
+
+    Raises:
+        UnreadableImages: names the bad files in the batch.
+    """
+    if isinstance(batch, torch.Tensor):
+        return batch
     if errors := {file: error for file, error in zip(batch.file, batch.error, strict=True) if error}:
         raise UnreadableImages(errors)
     return batch.image
 
 
-def worker_count(device: torch.device) -> int:
+def worker_count(dataset: Any, device: torch.device) -> int:
     """How many processes decode for a model on this device: none beside one on the CPU, which takes all cores."""
-    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    if device.type == "cpu" or not isinstance(getattr(dataset, "inputs", dataset), ImageDataset):
+        return 0
+    return min(8, os.cpu_count() or 1)

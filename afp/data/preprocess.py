@@ -208,7 +208,7 @@ def random_view(image: Image.Image, size: int, seed: int | str) -> Image.Image:
     Returns:
         RGB, ``size`` x ``size``, bicubic.
     """
-    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:8]))
+    rng = seeded(seed)
     for _ in range(10):  # a long crop of nearly the whole area does not fit: draw again
         area = rng.uniform(*SCALE) * image.width * image.height
         ratio = np.exp(rng.uniform(*np.log(RATIO)))
@@ -223,6 +223,11 @@ def random_view(image: Image.Image, size: int, seed: int | str) -> Image.Image:
     crop = image.crop((left, top, left + width, top + height))
     view = crop.resize((size, size), Resampling.BICUBIC)
     return ImageOps.mirror(view) if rng.random() < 0.5 else view
+
+
+def seeded(seed: int | str) -> np.random.Generator:
+    """A generator of random numbers that any text or number fixes."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:8]))
 
 
 def prepare(file: str, digest: str, normalisation: Normalisation, perturbation: str = "none") -> Image.Image:

@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
-from ..data.images import open_images
-from ..data.preprocess import IDENTITY, Normalisation, check_perturbation
+from ..data.images import open_image
+from ..data.preprocess import IDENTITY, Normalisation, check_perturbation, for_every_image
 from ..data.splits import held_in_generators
 from ..errors import ModelError, UnreadableImages
 from ..files import checksum, follow_umask, read_json, write_json, written_whole
+from ..models import processes
 from .operating_point import OperatingPoint, choose_operating_point
 
 CHECKSUMS = "checksums.json"
@@ -85,6 +86,7 @@ class Detector(ABC):
         validation: pd.DataFrame,
         progress: bool = True,
         target_fpr: float | None = None,
+        checkpoint: str | Path | None = None,
     ) -> Self:
         """Learn from manifest rows; hyperparameters and the threshold come from ``validation`` alone.
 
@@ -92,6 +94,7 @@ class Detector(ABC):
             train, validation: rows of a manifest.
             target_fpr: the share of validation's real images that the threshold may call fake; None for the best
                 balanced accuracy.
+            checkpoint: folder of the state of a training that may be stopped; the same fit goes on from there.
         Raises:
             ModelError: a class is missing in either set.
             UnreadableImages: names every image of both sets that cannot be decoded.
@@ -103,13 +106,17 @@ class Detector(ABC):
                 raise ModelError(
                     f"{part}: labels {found} in {len(frame)} images, expected both 0 and 1{hint}"
                 )
+        self.checkpoint_, progress = checkpoint, progress and processes.rank() == 0
         try:
+            if processes.count() > 1:  # what one of them extracts, all of them find
+                for frame in (train, validation):
+                    processes.by_rows(lambda part: self._warm_up(part, progress) or part["label"], frame)
             self._fit(train, validation, progress)
         except UnreadableImages as error:  # of the set that was read first
             both = pd.concat([train, validation])  # a fit on pixels stops at its first bad batch
             raise UnreadableImages(error.errors | _unreadable(both, progress)) from error
         self.generators_ = held_in_generators(train.assign(split="train"))
-        self.validation_scores_ = self._score(validation, "none", progress)
+        self.validation_scores_ = self._score_in_parts(validation, "none", progress)
         self.operating_point_: OperatingPoint | None = choose_operating_point(
             validation["label"], self.validation_scores_, photographs(validation), target_fpr
         )
@@ -136,12 +143,16 @@ class Detector(ABC):
         perturbation = check_perturbation(perturbation)
         if frame.empty:
             return np.empty(0)
-        scores = np.asarray(self._score(frame, perturbation, progress), dtype=np.float64)
+        scores = self._score_in_parts(frame, perturbation, progress and processes.rank() == 0)
         if scores.shape != (len(frame),) or not np.isfinite(scores).all():
             raise FloatingPointError(
                 f"{self.name}: scores of shape {scores.shape} with values that are not finite"
             )
         return scores
+
+    def _score_in_parts(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
+        scores = processes.by_rows(lambda part: self._score(part, perturbation, progress), frame)
+        return scores.astype(np.float64)
 
     def config(self) -> dict:
         """The constructor's arguments as JSON values."""
@@ -213,6 +224,10 @@ class Detector(ABC):
     def n_trainable(self) -> int:
         """How many numbers training may change."""
 
+    def _warm_up(self, frame: pd.DataFrame, progress: bool) -> None:
+        """Cache what a fit reads of these rows: several processes do it together, before each of them fits."""
+        return
+
     @abstractmethod
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None: ...
 
@@ -228,7 +243,7 @@ class Detector(ABC):
 
 def _unreadable(frame: pd.DataFrame, progress: bool) -> dict[str, str]:
     try:
-        open_images(frame["file"], progress)
+        for_every_image(lambda file, _: open_image(file).close(), frame, progress, "decode")
     except UnreadableImages as error:
         return error.errors
     return {}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,20 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize, pad
-from torch.utils.data import DataLoader
 
-from ..data.loader import ImageDataset, Labelled, pixels, worker_count
-from ..data.preprocess import IDENTITY, Normalisation
+from ..data.loader import ImageDataset, Labelled, inputs, worker_count
+from ..data.preprocess import IDENTITY, Normalisation, random_view
 from ..errors import ModelError
 from ..models.backbones import Backbone, load_backbone
 from ..models.features import extract
 from ..models.text_tower import TextSide
 from ..models.training import Recipe, train
-from ..paths import cache_dir
 from .base import Detector
 
 BATCH = 64  # embeddings scored at a time
-PIXEL_BATCH = 16  # images validated at a time
 
 
 @dataclass(frozen=True)
@@ -202,12 +197,6 @@ class TowerDetector(Detector):
             rows.append((setting, str(value), source, differs))
         return pd.DataFrame(rows, columns=["setting", "value", "source", "differs"])
 
-    def checkpoint_folder(self, train_rows: pd.DataFrame) -> Path:
-        """Where a fit on the pixels of these rows leaves its checkpoints: it goes on from them, and deletes them."""
-        content = json.dumps([self.name, self.config()], sort_keys=True)
-        content += "".join(train_rows["sha256"] + train_rows["label"].astype(str))
-        return cache_dir() / "checkpoints" / hashlib.sha256(content.encode()).hexdigest()[:16]
-
     def _features(
         self, frame: pd.DataFrame, perturbation: str, progress: bool, output: str = "embedding"
     ) -> np.ndarray:
@@ -215,13 +204,17 @@ class TowerDetector(Detector):
         options: dict[str, Any] = {"normalisation": self.normalisation, "perturbation": perturbation}
         return extract(frame, self.backbone_, output, progress=progress, **options)
 
+    def _warm_up(self, frame: pd.DataFrame, progress: bool) -> None:
+        if not self.published:
+            self._features(frame, "none", progress)
+
     def _pixels(self, frame: pd.DataFrame) -> Labelled:
         """Rows as the tower's input, with views and weights as the preset wants them."""
-        tower, seed = self.backbone_, self.recipe().seed
-        size = tower.image_size if self.published else 0
-        images = ImageDataset(
-            frame, self.normalisation, view_size=size, seed=seed, transform=tower.preprocess
-        )
+        tower = self.backbone_
+        options: dict[str, Any] = {}
+        if self.published:
+            options = {"view": partial(random_view, size=tower.image_size), "seed": self.recipe().seed}
+        images = ImageDataset(frame, self.normalisation, transform=tower.preprocess, **options)
         return Labelled(frame, images, weighted=not self.published)
 
     def _train_head(
@@ -231,35 +224,32 @@ class TowerDetector(Detector):
         if self.published:
             self._train_on_pixels(OnPixels(self.backbone_, head), train, validation, progress)
         else:
-            sets = [Labelled(f, self._features(f, "none", progress)) for f in (train, validation)]
-            self._train(head, sets, len(validation), progress=progress)
+            train_set, known = (Labelled(f, self._features(f, "none", progress)) for f in (train, validation))
+            self._train(head, train_set, known, progress)
 
     def _train_on_pixels(
         self, model: nn.Module, train: pd.DataFrame, validation: pd.DataFrame, progress: bool
     ) -> None:
-        """Train a module, pixels (b, 3, h, w) -> logits (b, 2); a stopped fit goes on from its checkpoint."""
-        folder, workers = self.checkpoint_folder(train), worker_count(self.backbone_.device)
-        sets = [self._pixels(f) for f in (train, validation)]
-        self._train(model, sets, PIXEL_BATCH, checkpoint=folder, num_workers=workers, progress=progress)
-        shutil.rmtree(folder, ignore_errors=True)
+        """Train a module, pixels (b, 3, h, w) -> logits (b, 2)."""
+        self._train(model, self._pixels(train), self._pixels(validation), progress)
 
-    def _train(
-        self, model: nn.Module, sets: list[Labelled], size: int, num_workers: int = 0, **options: Any
-    ) -> None:
-        def loss(model: nn.Module, batch: tuple) -> torch.Tensor:
-            inputs, labels, weights = batch
+    def _train(self, model: nn.Module, train_set: Labelled, validation: Labelled, progress: bool) -> None:
+        def loss(model: nn.Module, batch: tuple) -> tuple[torch.Tensor, float]:
             device = next(model.parameters()).device
-            inputs = inputs if isinstance(inputs, torch.Tensor) else pixels(inputs)
-            found = cross_entropy(model(inputs.to(device)), labels.to(device), reduction="none")
-            return (found * weights.to(device)).mean()
-
-        def validate(model: nn.Module) -> float:
-            batches: DataLoader = DataLoader(sets[1], size, num_workers=num_workers)
-            return -sum(loss(model, b).item() * len(b[1]) for b in batches) / len(sets[1])
+            seen, labels, weights = inputs(batch[0]).to(device), batch[1].to(device), batch[2].to(device)
+            return (cross_entropy(model(seen), labels, reduction="none") * weights).sum(), len(labels)
 
         last = self.published or self.recipe().epochs == 1  # one epoch leaves nothing to choose
-        options |= {"validate": None if last else validate, "num_workers": num_workers}
-        self.history_ = train(model, sets[0], loss, self.recipe(), **options)
+        self.history_ = train(
+            model,
+            train_set,
+            loss,
+            self.recipe(),
+            validation=None if last else validation,
+            checkpoint=self.checkpoint_,
+            num_workers=worker_count(train_set, self.backbone_.device),
+            progress=progress,
+        )
 
 
 @dataclass

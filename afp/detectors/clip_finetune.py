@@ -57,6 +57,9 @@ class ClipFinetune(ClipDetector):
         """The model, frozen and in float32, with what is trained."""
         return model.requires_grad_(True)
 
+    def _warm_up(self, frame: pd.DataFrame, progress: bool) -> None:
+        """Nothing is frozen."""
+
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
         self.__dict__.pop("tuned_", None)
         frozen = self.backbone_

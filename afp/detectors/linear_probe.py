@@ -96,6 +96,10 @@ class LinearProbe(TowerDetector):
         x = [self._seen(part, spec, progress) for spec, part in parts.items()]
         return np.concatenate(x), np.concatenate([part["label"] for part in parts.values()])
 
+    def _warm_up(self, frame: pd.DataFrame, progress: bool) -> None:
+        if not self.published:
+            self._augmented(frame, progress)
+
     def _seen(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
         output = "embedding" if self.block == "embedding" or self.published else "cls"
         return self._features(frame, perturbation, progress, output)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,11 +13,11 @@ import pandas as pd
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data import preprocess
+from ..data.loader import ImageDataset, Item, Labelled, inputs, worker_count
 from ..data.preprocess import IDENTITY, Normalisation, check_perturbation
 from ..errors import ModelError
 from ..models import features
@@ -50,38 +51,6 @@ STATISTICS = {
     "lama": ((0.4722, 0.4490, 0.4117), (0.2772, 0.2708, 0.2867)),
 }
 GRADIENT_SCALE = 2.0**12  # float16 would round small gradients to 0
-
-
-class VlmImages(Dataset):
-    """(tokens or pixels, label) of each image: cached tokens, or pixels that are read anew each time.
-
-    `augment` crops and mirrors pixels at random. An image without a label is as good as real.
-    """
-
-    def __init__(
-        self,
-        frame: pd.DataFrame,
-        vlm: Vlm,
-        normalisation: Normalisation,
-        perturbation: str = "none",
-        tokens: np.ndarray | None = None,
-        augment: bool = False,
-    ):
-        self.rows = list(zip(frame["file"], frame["sha256"], strict=True))
-        self.labels = frame["label"].to_numpy() if "label" in frame else np.zeros(len(frame), int)
-        self.tower, self.normalisation, self.perturbation = vlm.tower, normalisation, perturbation
-        self.tokens, self.augment = tokens, augment
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> tuple[np.ndarray | torch.Tensor, int]:
-        if self.tokens is not None:
-            return self.tokens[i], self.labels[i]
-        image = preprocess.prepare(*self.rows[i], self.normalisation, self.perturbation)
-        if self.augment:
-            image = crop_square(image, self.tower.vision_config.image_size, at_random=True)
-        return self.tower.preprocess([image])[0], self.labels[i]
 
 
 class AnswerLosses(nn.Module):
@@ -274,58 +243,70 @@ class VlmDetector(Detector):
         asked = [texts["qformer"]] * n
         return self.vlm_.encode([texts["llm"]] * n, answers or None, qformer_questions=asked, end=end)
 
-    def _images(
-        self, frame: pd.DataFrame, perturbation: str, progress: bool, augment: bool = False
-    ) -> VlmImages:
-        cached, tokens = not self.is_paper if self.cache_tokens is None else self.cache_tokens, None
-        if cached and not augment:
-            tokens = features.extract(
-                frame,
-                self.vlm_.tower,
-                self.vlm_.output,
-                normalisation=self.normalisation,
-                perturbation=perturbation,
-                progress=progress,
-            )
-        return VlmImages(frame, self.vlm_, self.normalisation, perturbation, tokens, augment)
+    def _warm_up(self, frame: pd.DataFrame, progress: bool) -> None:
+        if self.trained_towers:
+            self._images(frame, "none", progress, training=self.is_paper)
 
-    def _tokens(self, inputs: torch.Tensor) -> torch.Tensor:
+    def _images(
+        self, frame: pd.DataFrame, perturbation: str, progress: bool, training: bool = False
+    ) -> ImageDataset | np.ndarray:
+        """Tokens (n, t, D) of the rows' images where they are cached, else pixels; random squares for `training`."""
+        tower = self.vlm_.tower
+        options: dict[str, Any] = {}
+        if not training and (not self.is_paper if self.cache_tokens is None else self.cache_tokens):
+            options = {"normalisation": self.normalisation, "perturbation": perturbation}
+            return features.extract(frame, tower, self.vlm_.output, progress=progress, **options)
+        if training:
+            size = tower.vision_config.image_size
+            options = {"view": partial(crop_square, size=size), "seed": self.recipe().seed}
+        return ImageDataset(frame, self.normalisation, perturbation, transform=tower.preprocess, **options)
+
+    def _tokens(self, batch: Item | torch.Tensor) -> torch.Tensor:
         """Image tokens (b, t, D) of a batch of them, or of pixels (b, 3, h, w)."""
-        if inputs.ndim == 3:
-            return inputs
+        given = inputs(batch)
+        if given.ndim == 3:
+            return given
         # A copy, because autograd does not take what was made in inference mode.
-        return self.vlm_.tower.extract(inputs, (self.vlm_.output,))[self.vlm_.output].clone()
+        return self.vlm_.tower.extract(given, (self.vlm_.output,))[self.vlm_.output].clone()
+
+    def _batches(self, frame: pd.DataFrame, perturbation: str, progress: bool, what: str) -> Iterable:
+        images: Any = self._images(frame, perturbation, progress)
+        loader = DataLoader(images, BATCH, num_workers=worker_count(images, self.vlm_.device))
+        return tqdm(loader, desc=what, disable=not progress, leave=False)
 
     def _train(self, train_rows: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
         """Train what requires a gradient on the answers' cross-entropy, end token included; the best epoch on
         validation stays."""
         vlm, both = self.vlm_, self._encode(*self.answers)
-        train_set = self._images(train_rows, "none", progress, augment=self.is_paper)
-        validation_set = self._images(validation, "none", progress)
+        parts = [
+            Labelled(frame, self._images(frame, "none", progress, random), weighted=not self.is_paper)
+            for frame, random in ((train_rows, self.is_paper), (validation, False))
+        ]
 
-        def loss(model: nn.Module, batch: Any, images: VlmImages = train_set) -> torch.Tensor:
-            labels = batch[1].to(vlm.device)
-            each = model(self._tokens(batch[0]), both.take(labels))
-            if self.is_paper:
-                lengths = both.lengths[labels]
-                value = (each * lengths).sum() / lengths.sum()
-            else:
-                share = images.labels.mean()
-                value = (each * each.new_tensor([0.5 / (1 - share), 0.5 / share])[labels]).mean()
-            if vlm.mixed and value.requires_grad:
-                value.register_hook(lambda gradient: gradient * GRADIENT_SCALE)
-            return value
-
-        def validate(model: nn.Module) -> float:
-            batches = DataLoader(validation_set, BATCH)
-            total = sum(loss(model, batch, validation_set).item() * len(batch[1]) for batch in batches)
-            return -total / len(validation_set)
+        def loss(model: nn.Module, batch: tuple) -> tuple[torch.Tensor, float]:
+            labels, weights = batch[1].to(vlm.device), batch[2].to(vlm.device)
+            each, n = model(self._tokens(batch[0]), both.take(labels)) * weights, len(labels)
+            if self.is_paper:  # the mean of all tokens
+                each, n = each * both.lengths[labels], int(both.lengths[labels].sum())
+            total = each.sum()
+            if vlm.mixed and total.requires_grad:
+                total.register_hook(lambda gradient: gradient * GRADIENT_SCALE)
+            return total, n
 
         module = AnswerLosses(vlm)
         if vlm.mixed:
             for parameter in (p for p in module.parameters() if p.requires_grad):
                 parameter.register_hook(lambda gradient: gradient / GRADIENT_SCALE)
-        self.history_ = train(module, train_set, loss, self.recipe(), validate=validate, progress=progress)
+        self.history_ = train(
+            module,
+            parts[0],
+            loss,
+            self.recipe(),
+            validation=parts[1],
+            checkpoint=self.checkpoint_,
+            num_workers=worker_count(parts[0], vlm.device),
+            progress=progress,
+        )
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """What the answers for real and for fake are worth, with a gradient: image tokens (b, t, D) -> (b, 2).
@@ -342,10 +323,9 @@ class VlmDetector(Detector):
 
     @torch.inference_mode()
     def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        images = DataLoader(self._images(frame, perturbation, progress), BATCH)
-        batches = tqdm(images, desc=self.name, disable=not progress, leave=False)
         found = [
-            self.logits(self._tokens(batch)).double().softmax(1)[:, 1].cpu().numpy() for batch, _ in batches
+            self.logits(self._tokens(batch)).double().softmax(1)[:, 1].cpu().numpy()
+            for batch in self._batches(frame, perturbation, progress, self.name)
         ]
         return np.concatenate(found)
 
@@ -363,11 +343,12 @@ class VlmDetector(Detector):
         """
         if self.n_trainable and not hasattr(self, "threshold_"):
             raise ModelError(f"{self.name} is not fitted: call fit, or load a fitted run")
-        vlm, images = self.vlm_, self._images(frame, check_perturbation(perturbation), progress)
+        vlm, perturbation = self.vlm_, check_perturbation(perturbation)
         texts = self._encode().take(torch.zeros(BATCH, dtype=torch.long, device=vlm.device))
         found = []
-        for batch, _ in tqdm(DataLoader(images, BATCH), desc="queries", disable=not progress, leave=False):
+        for batch in self._batches(frame, perturbation, progress, "queries"):
             # Padded to one shape: matrix kernels round by shape, so a query would depend on its batch.
-            whole = torch.cat([batch, batch[-1:].repeat(BATCH - len(batch), *[1] * (batch.ndim - 1))])
-            found.append(vlm.queries(self._tokens(whole), texts)[: len(batch)].cpu().numpy())
+            n, given = len(inputs(batch)), inputs(batch)
+            whole = torch.cat([given, given[-1:].expand(BATCH - n, *given.shape[1:])])
+            found.append(vlm.queries(self._tokens(whole), texts)[:n].cpu().numpy())
         return np.concatenate(found)

@@ -66,7 +66,7 @@ def extract(
         dataset,
         size,
         sampler=todo,
-        num_workers=worker_count(backbone.device),
+        num_workers=worker_count(dataset, backbone.device),
         collate_fn=list,
         generator=torch.Generator(),  # so that nothing is drawn from the one that training uses
     )

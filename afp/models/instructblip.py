@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..data.preprocess import seeded
 from ..errors import AfpError, ModelError
 from ..paths import DEMO_VLM
 from .backbones import Backbone, best_device, load_backbone, read_weights
@@ -359,21 +360,22 @@ def _pad(rows: list[list[int]], value: int) -> torch.Tensor:
     return nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=value)
 
 
-def crop_square(image: Image.Image, size: int, *, at_random: bool = False) -> Image.Image:
+def crop_square(image: Image.Image, size: int, seed: str | None = None) -> Image.Image:
     """The short side resized to `size` (bicubic), then the central square of that side.
 
-    With `at_random`, a random square (drawn from torch's generator), mirrored every other time. As torchvision's
-    `Resize`, `CenterCrop`, `RandomCrop` and `RandomHorizontalFlip` (AntifakePrompt, blip_processors.py).
+    With a `seed`, a random square drawn from it, mirrored every other time. As torchvision's `Resize`, `CenterCrop`,
+    `RandomCrop` and `RandomHorizontalFlip` (AntifakePrompt, blip_processors.py).
     """
     short = min(image.size)
     width, height = (int(size * side / short) for side in image.size)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
-    if at_random:
-        top, left = (int(torch.randint(side - size + 1, ())) for side in (height, width))
-    else:
-        top, left = (round((side - size) / 2) for side in (height, width))
+    if seed is None:
+        left, top = (round((side - size) / 2) for side in (width, height))
+        return image.crop((left, top, left + size, top + size))
+    rng = seeded(seed)
+    left, top = (int(rng.integers(side - size + 1)) for side in (width, height))
     image = image.crop((left, top, left + size, top + size))
-    return ImageOps.mirror(image) if at_random and torch.rand(()) < 0.5 else image
+    return ImageOps.mirror(image) if rng.random() < 0.5 else image
 
 
 class GivenTokens(nn.Module):

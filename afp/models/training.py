@@ -11,15 +11,16 @@ from typing import Any
 
 import pandas as pd
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration  # type: ignore[import-untyped]
+from accelerate import Accelerator  # type: ignore[import-untyped]
 from accelerate.utils import set_seed  # type: ignore[import-untyped]
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..errors import AfpError, ModelError
 from ..files import written_whole
+from . import processes
 
 STATE_FILE = "training.pth"
 SAVE_EVERY = 500  # steps, and each epoch's end: how often a checkpoint is written
@@ -91,10 +92,10 @@ class Recipe:
 def train(
     model: nn.Module,
     dataset: Dataset,
-    loss: Callable[[nn.Module, Any], torch.Tensor],
+    loss: Callable[[nn.Module, Any], tuple[torch.Tensor, float]],
     recipe: Recipe,
     *,
-    validate: Callable[[nn.Module], float] | None = None,
+    validation: Dataset | None = None,
     checkpoint: str | Path | None = None,
     num_workers: int = 0,
     progress: bool = True,
@@ -103,17 +104,20 @@ def train(
 
     Every epoch draws its order and its dropout from (seed, epoch) alone, and starts to draw anew every
     `SAVE_EVERY` steps: a run that was stopped and resumes from `checkpoint` equals an uninterrupted one.
+    Several processes (see `afp.models.processes`) share each batch, and end with the parameters that one would.
 
     Args:
         dataset: map-style; its default-collated batches go to `loss`. One with a `set_epoch` is told the
             epoch, as random views need it.
-        loss: `loss(model, batch)` is a scalar; `model` is the prepared one, and must be called.
-        validate: higher is better; called after each epoch in evaluation mode, without gradients. The
-            parameters of the best epoch are kept; without it, the last ones.
+        loss: `loss(model, batch)` is the sum of the batch's losses, and how many they are: the loss is their mean.
+            `model` is the prepared one, and must be called.
+        validation: its loss is measured after each epoch in evaluation mode, without gradients. The parameters
+            of the best epoch are kept; without it, the last ones.
         checkpoint: folder of the state of a run that may be stopped.
         num_workers: processes that read the data set.
     Returns:
-        One row a step: `step`, `epoch`, `lr`, `loss`, `validation` (on an epoch's last step, else NaN), `seconds`.
+        One row a step: `step`, `epoch`, `lr`, `loss`, `validation` (minus its loss, on an epoch's last step; else
+        NaN), `seconds`.
     Raises:
         ModelError: nothing is trainable, the loss is not finite, or `checkpoint` holds another run.
     """
@@ -123,8 +127,8 @@ def train(
     n, size = len(dataset), recipe.batch_size  # type: ignore[arg-type]
     if n == 0:
         raise ModelError("the training set has 0 examples, expected at least one")
-    # The batch size is that of all processes together.
-    accelerator = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True))
+    processes.join()
+    accelerator = Accelerator()
     raw = recipe.make_optimizer(list(trained.values()))
     prepared, optimizer = accelerator.prepare(model, raw)
     steps = math.ceil(n / size)
@@ -134,12 +138,20 @@ def train(
     identity = {"recipe": asdict(recipe), "examples": n, "shapes": shapes}
     rows, best = _resume(file, identity, trained, raw)
     schedule = LambdaLR(raw, lambda step: recipe.lr_at(step, steps), last_epoch=len(rows) - 1)
+    reader = {"num_workers": num_workers, "pin_memory": accelerator.device.type == "cuda"}
 
     def save() -> None:
         if file is not None and accelerator.is_main_process:
             state = {"identity": identity, "parameters": _copy(trained), "optimizer": raw.state_dict()}
             with written_whole(file) as partial:
                 torch.save(state | {"rows": rows, "best": best}, partial)
+
+    def measured(batch: Any, counts: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """This process's part of the loss; and sum and number of all processes' losses, (2,)."""
+        total, number = loss(prepared, batch)
+        total, number = total * counts, number * counts
+        both = torch.stack([total.detach(), total.new_tensor(number)])
+        return total, accelerator.reduce(both, "sum")
 
     bar = tqdm(
         total=recipe.epochs * steps, initial=len(rows), desc="training", unit="step", disable=not progress
@@ -151,22 +163,25 @@ def train(
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(epoch)
         done = len(rows) - epoch * steps
-        rest = Subset(dataset, order[done * size :])
-        loader = accelerator.prepare(DataLoader(rest, size, num_workers=num_workers))
+        own, counts = _own_part(order, size)
+        loader: DataLoader = DataLoader(dataset, batch_sampler=own[done:], **reader)
+        if processes.rank():  # not the dropout of the first process
+            set_seed(seed + processes.rank() * 10**9)
         prepared.train()
         for i, batch in enumerate(loader, start=done):
             if i and i % SAVE_EVERY == 0:
-                set_seed(seed + 1_000_003 * i)
+                set_seed(seed + 1_000_003 * i + processes.rank() * 10**9)
             started, lr = time.perf_counter(), schedule.get_last_lr()[0]
-            value = loss(prepared, batch)
-            mean = accelerator.reduce(value.detach(), "mean").item()
+            total, (summed, number) = measured(batch, counts[i])
+            mean = (summed / number).item()
             if not math.isfinite(mean):
                 raise ModelError(
                     f"the loss is {mean} at step {len(rows)} (epoch {epoch}), learning rate {lr:g}:"
                     " lower the recipe's lr, or look for inputs that are not finite"
                 )
             optimizer.zero_grad()
-            accelerator.backward(value)
+            # Gradients are averaged over the processes.
+            accelerator.backward(total / (number / processes.count()))
             optimizer.step()
             schedule.step()
             seconds = time.perf_counter() - started
@@ -185,10 +200,13 @@ def train(
             if (i + 1) % SAVE_EVERY == 0 and i + 1 < steps:
                 save()
         prepared.eval()
-        if validate is not None:
+        if validation is not None:
+            own, counts = _own_part(list(range(len(validation))), size)  # type: ignore[arg-type]
+            loader = DataLoader(validation, batch_sampler=own, **reader)
             with torch.no_grad():
-                quality = float(validate(prepared))
-            rows[-1]["validation"] = quality
+                sums = [measured(batch, c)[1].cpu() for batch, c in zip(loader, counts, strict=True)]
+            summed, number = torch.stack(sums).double().sum(0)
+            rows[-1]["validation"] = quality = -(summed / number).item()
             if best is None or quality > best["validation"]:
                 best = {"validation": quality, "parameters": _copy(trained)}
         save()
@@ -197,6 +215,16 @@ def train(
     if best is not None:
         _restore(trained, best["parameters"])
     return pd.DataFrame(rows)
+
+
+def _own_part(order: list[int], size: int) -> tuple[list[list[int]], list[bool]]:
+    """Rows of each batch that this process reads, and whether they count.
+
+    All processes must take each step. One that a small batch leaves without a row takes the first, which counts 0.
+    """
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    own = [batch[processes.rank() :: processes.count()] for batch in batches]
+    return [part or batch[:1] for part, batch in zip(own, batches, strict=True)], list(map(bool, own))
 
 
 def _copy(trained: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:

@@ -6,15 +6,19 @@ import ast
 import hashlib
 import inspect
 import json
+import logging
 import platform
+import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from .. import detectors
@@ -23,9 +27,11 @@ from ..detectors.base import IMAGES, Detector, image_roles, read_config, seal
 from ..detectors.operating_point import TARGET_FPR, OperatingPoint, choose_operating_point, fewest_for
 from ..errors import DataError
 from ..files import check_folder, checksum, read_json, write_json, write_text, written_folder, written_whole
-from ..paths import ROOT, backbone_folder, runs_dir
+from ..models import processes
+from ..paths import ROOT, backbone_folder, cache_dir, runs_dir
 from .scores import score_frame, unscored_table, write_rows
 
+ENVIRONMENT = "environment.json"  # what was fitted where
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "numpy", "pandas", "pillow")
 
 
@@ -68,24 +74,55 @@ def fit_run(
     train, validation = (used[used["split"] == s] for s in ("train", "validation"))
     key = _identity(detector, train, validation, target_fpr)
     folder = Path(out) if out else runs_dir() / f"{name}-{key}"
-    stamp = folder / "environment.json"
-    if found := (read_json(stamp) or {}).get("identity"):
-        if found == key:
+    with _only_fit(folder):
+        if processes.gather(_is_fitted(folder, key))[0]:
             return folder
+        started, checkpoint = time.perf_counter(), cache_dir() / "checkpoints" / key
+        detector.fit(train, validation, progress, target_fpr, checkpoint)
+        seconds = round(time.perf_counter() - started, 2)
+        if processes.rank() == 0:
+            table = unscored_table(detector, validation, folder.name, fold, "none")
+            content = {"identity": key, "fold": fold, "without": list(without), "fit_seconds": seconds}
+            content |= {"n_train": len(train), "n_validation": len(validation)} | environment()
+            with written_folder(folder, "afp fit") as partial:
+                detector.save(partial)
+                _write_table(table.assign(score=detector.validation_scores_), partial / "validation.csv")
+                seal(partial, ["validation.csv"])
+                write_json(partial / ENVIRONMENT, content)
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        processes.gather(None)  # nobody reads the run before it is there
+    return folder
+
+
+@contextmanager
+def _only_fit(folder: Path) -> Iterator[None]:
+    """Lets one command at a time fit a run; the next one waits, and finds it."""
+    if processes.rank():
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    mark = folder.with_name(f".{folder.name}.lock")
+    lock = FileLock(mark)
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        logging.getLogger(__name__).warning("%s: another process fits it; waiting for it", folder)
+        held = lock.acquire()
+    with held:
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
+
+
+def _is_fitted(folder: Path, key: str) -> bool:
+    """Whether the folder holds this fit. Raises DataError where it holds another one, or other files."""
+    if found := (read_json(folder / ENVIRONMENT) or {}).get("identity"):
+        if found == key:
+            return True
         raise DataError(f"{folder}: holds another run ({found}); give another folder or delete it")
     check_folder(folder, "afp fit")
-    started = time.perf_counter()
-    detector.fit(train, validation, progress, target_fpr)
-    seconds = round(time.perf_counter() - started, 2)
-    table = unscored_table(detector, validation, folder.name, fold, "none")
-    content = {"identity": key, "fold": fold, "without": list(without), "fit_seconds": seconds}
-    content |= {"n_train": len(train), "n_validation": len(validation)} | environment()
-    with written_folder(folder, "afp fit") as partial:
-        detector.save(partial)
-        _write_table(table.assign(score=detector.validation_scores_), partial / "validation.csv")
-        seal(partial, ["validation.csv"])
-        write_json(partial / stamp.name, content)
-    return folder
+    return False
 
 
 def _identity(
@@ -255,15 +292,18 @@ def cross_fit(
     folder = fit_run(name, folds[0], out, **options)
     key = _hashed([_rows(part) for part in folds] + [part["split"].tolist() for part in folds])
     target, stamp = folder / "scores.csv", folder / "scores.sha256"
-    if target.is_file() and stamp.is_file() and stamp.read_text(encoding="utf-8").strip() == key:
+    known = target.is_file() and stamp.is_file() and stamp.read_text(encoding="utf-8").strip() == key
+    if processes.gather(known)[0]:
         return folder
     tables = []
-    for k, part in enumerate(tqdm(folds, desc=f"{name} folds", disable=not progress)):
+    for k, part in enumerate(tqdm(folds, desc=f"{name} folds", disable=not progress or processes.rank() > 0)):
         path = fit_run(name, part, folder / f"fold-{k}", **options) if k else folder
         test = part[part["split"] == "test"]
         tables.append(score_frame(detectors.load(path), test, run=folder.name, fold=k, progress=progress))
-    _write_table(pd.concat(tables, ignore_index=True), target)
-    write_text(stamp, key + "\n")
+    if processes.rank() == 0:
+        _write_table(pd.concat(tables, ignore_index=True), target)
+        write_text(stamp, key + "\n")
+    processes.gather(None)
     return folder
 
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
@@ -19,6 +19,7 @@ from .. import detectors
 from ..detectors.base import Detector, run_key
 from ..errors import DataError, UnreadableImages
 from ..files import written_whole
+from ..models import processes
 
 SCORE_COLUMNS = [
     *("path", "sha256", "label", "generator", "kind", "split", "source", "set", "role", "perturbation"),
@@ -139,37 +140,50 @@ def score_to_csv(
     run = f"{Path(folder).resolve().name}@{run_key(folder)}"
     frame = frame.reset_index(drop=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _only_writer(out):
-        earlier = _earlier(out, run)
+    writes = processes.rank() == 0
+    with _only_writer(out) if writes else nullcontext():
         table = unscored_table(detector, frame, run, None, perturbation, thresholds)
-        of_this = earlier[earlier["perturbation"] == perturbation]
-        known = of_this[(of_this["score"] != "") & (of_this["sha256"] != "")].set_index(["place", "sha256"])
-        known = known[~known.index.duplicated()]
-        table["score"] = (
-            known["score"].reindex(pd.MultiIndex.from_frame(table[["place", "sha256"]])).to_numpy(float)
-        )
-        table["verdict"] = verdicts(table)
-        others = earlier.drop(index=of_this.index[of_this["place"].isin(table["place"])])
+        n_others = _begin(out, table, run, perturbation) if writes else 0
+        table[["score", "verdict"]] = processes.gather(table[["score", "verdict"]])[0]
         done = table["score"].notna()
-        with written_whole(out) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
-            others.to_csv(stream, index=False, lineterminator="\r\n")
-            write_rows(table[done], stream)
-        todo = table.index[~done]
+        todo, size = table.index[~done], CHUNK * processes.count()
+        progress = progress and writes
         bar = tqdm(total=len(table), initial=int(done.sum()), unit="image", disable=not progress)
-        with bar, out.open("a", newline="", encoding="utf-8") as stream:
-            for start in range(0, len(todo), CHUNK):
-                chunk = todo[start : start + CHUNK]
+        with bar, open(out if writes else os.devnull, "a", newline="", encoding="utf-8") as stream:
+            for start in range(0, len(todo), size):
+                chunk = todo[start : start + size]
                 write_rows(_fill(table.loc[chunk], detector, frame.loc[chunk], False), stream)
                 stream.flush()
                 bar.update(len(chunk))
-        if len(todo) and todo[0] < done.sum():  # some were tried again: back to the frame's order
+        if writes and len(todo) and todo[0] < done.sum():  # some were tried again: back to the frame's order
             rows = pd.read_csv(out, dtype=str, keep_default_na=False)
-            order = np.argsort([*range(-len(others), 0), *table.index[done], *todo])
+            order = np.argsort([*range(-n_others, 0), *table.index[done], *todo])
             with written_whole(out) as partial:
                 rows.iloc[order].to_csv(partial, index=False, lineterminator="\r\n")
+    processes.gather(None)  # nobody reads the table before it is whole
     scored = read_scores(out)
     asked = (scored["perturbation"] == perturbation) & scored["place"].isin(table["place"])
     return scored[asked].reset_index(drop=True)
+
+
+def _begin(out: Path, table: pd.DataFrame, run: str, perturbation: str) -> int:
+    """Write what an earlier run scored, and put its scores of this table's rows into the table.
+
+    Returns:
+        How many rows of others there are.
+    """
+    earlier = _earlier(out, run)
+    of_this = earlier[earlier["perturbation"] == perturbation]
+    known = of_this[(of_this["score"] != "") & (of_this["sha256"] != "")].set_index(["place", "sha256"])
+    known = known[~known.index.duplicated()]
+    wanted = pd.MultiIndex.from_frame(table[["place", "sha256"]])
+    table["score"] = known["score"].reindex(wanted).to_numpy(float)
+    table["verdict"] = verdicts(table)
+    others = earlier.drop(index=of_this.index[of_this["place"].isin(table["place"])])
+    with written_whole(out) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        others.to_csv(stream, index=False, lineterminator="\r\n")
+        write_rows(table[table["score"].notna()], stream)
+    return len(others)
 
 
 @contextmanager

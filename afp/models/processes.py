@@ -1,0 +1,77 @@
+"""Several processes of one command, as `torchrun` starts them: each does a part, the first one writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UnreadableImages
+
+if TYPE_CHECKING:  # `afp --help` imports neither
+    import numpy as np
+    import pandas as pd
+
+PATIENCE = timedelta(
+    days=1
+)  # torch's own, half an hour, is short for a process that waits for another's images
+
+
+def count() -> int:
+    """How many processes share this command; 1 without `torchrun`."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def rank() -> int:
+    """This process's number among them, from 0."""
+    return int(os.environ.get("RANK", 0))
+
+
+def join() -> None:
+    """Meet the other processes, on this one's own device, before a model is loaded; once a process."""
+    if count() > 1:
+        import torch
+        from accelerate import PartialState  # type: ignore[import-untyped]
+        from accelerate.utils import parse_flag_from_env  # type: ignore[import-untyped]
+
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+        os.environ["ACCELERATE_USE_CPU"] = str(cpu).lower()  # without it, accelerate leaves CPUs alone
+        PartialState(cpu, timeout=PATIENCE)
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's value, in all of them; whoever asks waits for the others."""
+    if count() == 1:
+        return [value]
+    from accelerate.utils import gather_object  # type: ignore[import-untyped]
+
+    join()
+    return gather_object([value])
+
+
+def by_rows(work: Callable[[pd.DataFrame], Any], frame: pd.DataFrame) -> np.ndarray:
+    """``work(frame)``, of which each process does its own rows.
+
+    Args:
+        work: rows of the frame to an array with as many rows. It must not ask for the other processes.
+        frame: the same in all processes.
+    Returns:
+        The same in all processes, in the frame's order.
+    Raises:
+        UnreadableImages: names the bad files that all processes found.
+    """
+    import numpy as np
+
+    if count() == 1:
+        return np.asarray(work(frame))
+    rows, found, errors = np.arange(rank(), len(frame), count()), None, {}
+    try:
+        found = np.asarray(work(frame.iloc[rows])) if len(rows) else None
+    except UnreadableImages as error:
+        errors = error.errors
+    parts = gather((rows, found, errors))
+    if errors := {file: reason for _, _, bad in parts for file, reason in bad.items()}:
+        raise UnreadableImages(errors)
+    order = np.argsort(np.concatenate([rows for rows, _, _ in parts]))
+    return np.concatenate([found for _, found, _ in parts if found is not None])[order]
