@@ -471,7 +471,9 @@ def test_a_fit_on_pixels_names_every_bad_file(folders, frames, tmp_path):
 
 
 @pytest.mark.parametrize(("preset", "every"), [("demo", 500), ("paper", 1)])
-def test_an_interrupted_fine_tuning_goes_on_where_it_was(folders, frames, monkeypatch, tmp_path, preset, every):
+def test_an_interrupted_fine_tuning_goes_on_where_it_was(
+    folders, frames, monkeypatch, tmp_path, preset, every
+):
     monkeypatch.setattr(training, "SAVE_EVERY", every)
     config = {"backbone": folders["clip"], "epochs": 3, "lr": 1e-3, "preset": preset, "batch_size": 4}
     whole = detectors.create("clip-finetune", **config).fit(*frames, progress=False)

@@ -44,7 +44,7 @@ def gather(value: Any) -> list[Any]:
     """Every process's value, in all of them; whoever asks waits for the others."""
     if count() == 1:
         return [value]
-    from accelerate.utils import gather_object  # type: ignore[import-untyped]
+    from accelerate.utils import gather_object
 
     join()
     return gather_object([value])
