@@ -1,13 +1,12 @@
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import picture
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 from test_backbones import write_tower
 from torch.utils.data import DataLoader
 
@@ -18,7 +17,8 @@ from afp.data.preprocess import Normalisation
 from afp.errors import ImageError, UnreadableImages
 from afp.models import backbones, features
 from afp.models.backbones import load_backbone
-from afp.models.features import extract
+from afp.models.feature_store import ENTRY, FeatureStore
+from afp.models.features import extract, open_features
 
 
 @pytest.fixture(scope="module")
@@ -52,26 +52,64 @@ def passes(monkeypatch):
     return count
 
 
-def files_in(cache: Path) -> list[Path]:
-    return sorted(f for f in cache.rglob("*") if f.is_file())
+def images_in(cache: Path) -> list[bytes]:
+    """Hashes of the images whose features are stored, of all stores."""
+    return [image for file in cache.rglob("*.index") for image in np.fromfile(file, ENTRY)["image"]]
 
 
-@pytest.mark.parametrize("output", ["embedding", "cls", "tokens:2"])
+@pytest.mark.parametrize("output", ["embedding", "cls", "cls:1", "tokens:2"])
 def test_cached_features_are_those_computed(frame, backbone, cache, passes, output):
     first = extract(frame, backbone, output, progress=False)
-    assert len(passes) == 5 and len(files_in(cache)) == 20
+    assert len(passes) == 5 and sorted(images_in(cache)) == sorted(map(str.encode, frame["sha256"]))
     again = extract(frame, backbone, output, progress=False)
     assert len(passes) == 5 and first.dtype == again.dtype == np.float32
     assert np.array_equal(first, again)
     images = preprocess.prepare_all(frame, Normalisation())
-    direct = backbone.extract(backbone.preprocess(images), (output,))[output].numpy()
+    name, _, block = output.partition(":")
+    direct = backbone.extract(backbone.preprocess(images), (name if name == "cls" else output,))
+    direct = next(iter(direct.values())).numpy()
+    direct = direct[:, int(block)] if name == "cls" and block else direct
     np.testing.assert_allclose(first, direct, rtol=2e-3, atol=2e-3)
 
 
-def test_embedding_and_class_tokens_come_from_one_pass(frame, backbone, passes):
+def test_all_class_tokens_and_the_embedding_come_from_one_pass(frame, backbone, passes):
+    whole = extract(frame, backbone, "cls", progress=False)
     extract(frame, backbone, "embedding", progress=False)
-    extract(frame, backbone, "cls", progress=False)
+    assert np.array_equal(extract(frame, backbone, "cls:1", progress=False), whole[:, 1])
+    assert np.array_equal(open_features(frame, backbone, "cls").block(1), whole[:, 1])
     assert len(passes) == 5
+
+
+def test_only_what_was_asked_for_is_kept(frame, backbone, cache, passes):
+    """And what one store lacks is taken from the other."""
+    for output in ("embedding", "cls:1", "tokens:1"):
+        numbers = math.prod(features.feature_shape(backbone, output))
+        before = sum(file.stat().st_size for file in cache.rglob("*.rows"))
+        extract(frame[:12], backbone, output, progress=False)
+        assert sum(file.stat().st_size for file in cache.rglob("*.rows")) == before + 12 * 2 * numbers
+    extract(frame[8:], backbone, "cls", progress=False)
+    before = len(passes)
+    whole = extract(frame, backbone, "embedding", progress=False)
+    assert len(passes) == before and np.array_equal(whole[:12], extract(frame[:12], backbone, "embedding"))
+
+
+def test_nothing_is_kept_that_should_not_be(frame, backbone, cache, passes, monkeypatch, caplog):
+    with features.without_storing():
+        whole = extract(frame, backbone, "embedding", progress=False)
+        assert not images_in(cache)
+    assert np.array_equal(extract(frame, backbone, "embedding", progress=False), whole)
+    assert features.fits(len(frame), backbone, "tokens:1")
+    monkeypatch.setattr(features, "RESERVE", 10**18)
+    assert not features.fits(len(frame), backbone, "tokens:1")
+    assert "features of 20 images would take 0.0 GB" in caplog.text
+
+
+def test_a_cache_of_another_version_is_dropped_aloud(frame, backbone, cache, caplog):
+    old = cache / "features" / "0123456789abcdef" / "ab"
+    old.mkdir(parents=True)
+    (old / "abcd.safetensors").write_bytes(b"anything")
+    extract(frame, backbone, "embedding", progress=False)
+    assert not (cache / "features").exists() and "features: a cache of another version" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["small", "demo-clip"])
@@ -91,7 +129,7 @@ def test_features_depend_on_neither_order_nor_batch(
 def test_a_repeated_image_is_extracted_once(frame, backbone, cache, passes):
     twice = frame.iloc[[0, 1, 0, 0]]
     values = extract(twice, backbone, "embedding", progress=False)
-    assert len(files_in(cache)) == 2 and np.array_equal(values[0], values[2])
+    assert len(images_in(cache)) == 2 and np.array_equal(values[0], values[2])
 
 
 def test_the_bytes_alone_decide_what_is_known(frame, backbone, cache, passes, tmp_path):
@@ -113,52 +151,73 @@ def test_bad_copies_are_named_each_in_its_own_words(backbone, cache, tmp_path):
         assert all(name in message for name, message in caught.value.errors.items())
 
 
-def stored(file: Path) -> tuple[dict, dict]:
-    with safe_open(file, "numpy") as opened:
-        return opened.metadata(), {k: opened.get_tensor(k).tolist() for k in opened.keys()}  # noqa: SIM118
+def truncate(rows: Path, index: Path, other: Path) -> None:
+    rows.write_bytes(rows.read_bytes()[:-10])
 
 
-def truncate(file: Path, other: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-10])
+def empty(rows: Path, index: Path, other: Path) -> None:
+    rows.write_bytes(b"")
 
 
-def empty(file: Path, other: Path) -> None:
-    file.write_bytes(b"")
+def garbage(rows: Path, index: Path, other: Path) -> None:
+    rows.write_bytes(b"not numbers" * 1000)
 
 
-def garbage(file: Path, other: Path) -> None:
-    file.write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00not json and more of it")
+def foreign(rows: Path, index: Path, other: Path) -> None:
+    """Rows and index of another tower."""
+    rows.write_bytes(other.with_suffix(".rows").read_bytes())
+    index.write_bytes(other.read_bytes())
 
 
-def foreign(file: Path, other: Path) -> None:
-    file.write_bytes(other.read_bytes())
+def flipped(rows: Path, index: Path, other: Path) -> None:
+    content = bytearray(rows.read_bytes())
+    content[-9] ^= 64
+    rows.write_bytes(content)
 
 
-def unlabelled(file: Path, other: Path) -> None:
-    save_file(load_file(file), file)
+def flipped_name(rows: Path, index: Path, other: Path) -> None:
+    content = bytearray(index.read_bytes())
+    content[5] ^= 1
+    index.write_bytes(content)
 
 
-def incomplete(file: Path, other: Path) -> None:
-    save_file({"other": np.zeros((4, 24), np.float16)}, file, stored(file)[0])
+def cut(rows: Path, index: Path, other: Path) -> None:
+    """A writer was killed within an entry."""
+    index.write_bytes(index.read_bytes()[:-7])
 
 
-def flipped(file: Path, other: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[-9] ^= 64  # inside of an array
-    file.write_bytes(content)
+def lost(rows: Path, index: Path, other: Path) -> None:
+    rows.unlink()
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, garbage, foreign, unlabelled, incomplete, flipped])
-def test_a_damaged_cache_is_found_and_rebuilt(frame, backbone, cache, damage, caplog):
+@pytest.mark.parametrize(
+    ("damage", "n", "again"),
+    [
+        (truncate, 1, 1),
+        (empty, 20, 5),
+        (garbage, 20, 5),
+        (foreign, 20, 5),
+        (flipped, 1, 1),
+        (flipped_name, 0, 1),
+        (cut, 0, 1),
+        (lost, 0, 5),
+    ],
+)
+def test_a_damaged_store_is_found_and_mended(
+    frame, backbone, cache, passes, tmp_path, damage, n, again, caplog
+):
+    """n rows are damaged, and the tower runs again; an image whose entry is lost counts as never there."""
     whole = extract(frame, backbone, "embedding", progress=False)
-    damaged, other = files_in(cache)[:2]
-    before = stored(damaged)
-    damage(damaged, other)
-    for output in ("cls", "embedding"):
-        again = extract(frame, backbone, output, progress=False)
-    assert np.array_equal(again, whole)
-    assert f"1 cached features are damaged and are computed anew: {damaged}" in caplog.text
-    assert stored(damaged) == before and len(files_in(cache)) == 20
+    (index,) = cache.rglob("*.index")
+    other = load_backbone(write_tower(tmp_path / "other", seed=1), dtype="float32")
+    extract(frame, other, "embedding", progress=False)
+    (foreign_index,) = set(cache.rglob("*.index")) - {index}
+    damage(index.with_suffix(".rows"), index, foreign_index)
+    for _ in range(2):
+        assert np.array_equal(extract(frame, backbone, "embedding", progress=False), whole)
+    told = [record.message for record in caplog.records if "damaged" in record.message]
+    assert told == ([f"{n} cached features are damaged and are computed anew: {index.parent}"] if n else [])
+    assert len(passes) == 10 + again  # mended once
 
 
 def test_what_a_feature_depends_on_has_its_own_key(frame, backbone, cache, tmp_path):
@@ -177,10 +236,10 @@ def test_what_a_feature_depends_on_has_its_own_key(frame, backbone, cache, tmp_p
         values = extract(frame, tower, "embedding", progress=False, **options)
         assert all(not np.allclose(values, before, atol=1e-3) for before in seen), options
         seen.append(values)
-    assert len(list((cache / "features").iterdir())) == len(seen)
+    assert len(list(cache.rglob("*.index"))) == len(seen)
     # two spellings of one setting are one
     extract(frame, backbone, "embedding", perturbation="blur:1.0", progress=False)
-    assert len(list((cache / "features").iterdir())) == len(seen)
+    assert len(list(cache.rglob("*.index"))) == len(seen)
 
 
 def test_a_changed_file_is_refused(frame, backbone):
@@ -200,14 +259,13 @@ def test_every_bad_file_is_named_after_the_good_ones_are_cached(frame, backbone,
         extract(fresh, backbone, "embedding", progress=False)
     assert sorted(error.value.errors) == bad
     assert all(file in message for file, message in error.value.errors.items())
-    assert len(files_in(cache)) == 17
+    assert len(images_in(cache)) == 17
 
 
 def test_rows_without_a_hash_are_extracted_and_not_cached(frame, backbone, cache):
     whole = extract(frame, backbone, "embedding", progress=False)
-    before = files_in(cache)
     assert np.array_equal(extract(frame.assign(sha256=""), backbone, "embedding", progress=False), whole)
-    assert files_in(cache) == before
+    assert len(images_in(cache)) == 20
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -228,6 +286,21 @@ def test_a_data_loader_reads_the_images_in_any_number_of_processes(frame, backbo
         inputs(batch)
     with pytest.raises(ImageError, match="changed"):
         preprocess.prepare(frame["file"][0], frame["sha256"][1], Normalisation())
+
+
+def test_writers_at_once_have_files_of_their_own(cache):
+    digests = ["a" * 64, "b" * 64, "c" * 64]
+    first, second = FeatureStore(cache / "key", 3), FeatureStore(cache / "key", 3)
+    with first, second:
+        for store, digest in ((first, digests[0]), (second, digests[1]), (first, digests[2])):
+            store.append(digest, np.full(3, ord(digest[0]), np.float16))
+    with FeatureStore(cache / "key", 3) as third:  # goes on where the first one ended
+        third.append("d" * 64, np.zeros(3, np.float16))
+    assert sorted(file.name for file in cache.rglob("*.rows")) == ["0.rows", "1.rows"]
+    reader = FeatureStore(cache / "key", 3)
+    places, damaged = reader.find([*digests, "e" * 64])
+    assert damaged == 0 and places[:3, 0].tolist() == [0, 1, 0] and places[3, 0] < 0
+    assert [reader.read(*place)[0] for place in places[:3]] == [ord("a"), ord("b"), ord("c")]
 
 
 def test_requests_that_make_no_sense_are_refused(frame, backbone):

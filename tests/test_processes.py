@@ -18,10 +18,10 @@ from test_vlm import save, small_config
 FITS = {
     "linear-probe": {"block": "1", "c": 0.1, "backbone": "clip"},
     "linear-probe paper": {"preset": "paper", "epochs": 2, "batch_size": 5, "backbone": "clip"},
-    "clip-prompt": {"n_context": 4, "epochs": 2, "batch_size": 5, "backbone": "clip"},
-    "clip-adapter": {"epochs": 2, "batch_size": 5, "backbone": "clip"},
+    "clip-prompt": {"n_context": 4, "epochs": 2, "batch_size": 5, "lr": 0.1, "backbone": "clip"},
+    "clip-adapter": {"epochs": 2, "batch_size": 5, "lr": 0.3, "backbone": "clip"},
     "clip-adaptprompt": {"n_context": 4, "epochs": 2, "batch_size": 5, "backbone": "clip"},
-    "clip-lora": {"epochs": 2, "batch_size": 5, "dropout": 0, "backbone": "clip"},
+    "clip-lora": {"epochs": 2, "batch_size": 5, "lr": 0.03, "dropout": 0, "backbone": "clip"},
     "clip-finetune": {"epochs": 2, "batch_size": 5, "lr": 1e-3, "backbone": "clip"},
     "vlm-prompt": {"epochs": 2, "batch_size": 5, "backbone": "vlm"},
     "vlm-prompt paper": {
@@ -34,57 +34,91 @@ FITS = {
     "vlm-lora": {"epochs": 2, "batch_size": 5, "dropout": 0, "backbone": "vlm"},
     "spectrum": {},
 }
-ALL = """
-import json, sys
+UNTRAINED = ("linear-probe", "spectrum")  # not by steps
+# Runs each command; the first time as often as told, each time killed (SIGKILL) before a step of its training.
+RUN = """
+import json, os, signal, sys
 from afp.cli import main
-for arguments in json.loads(sys.argv[1]):
+from afp.models import training
+
+def run(arguments, dies_before):
+    def step(self):
+        if len(done) == dies_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.append(1)
+        original(self)
+    done, original = [], training.LambdaLR.step
+    training.LambdaLR.step = step
     try:
         main(arguments)
     except SystemExit as stop:
         assert not stop.code, arguments
+    finally:
+        training.LambdaLR.step = original
+
+training.SAVE_EVERY = 2
+for arguments, deaths in json.loads(sys.argv[1]):
+    for dies_before in deaths:
+        if not (child := os.fork()):
+            run(arguments, dies_before)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, arguments
+    run(arguments, -1)
 """
+DEATHS = {"killed": [3, 3]}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, small_manifest) -> dict[int, Path]:
-    """Number of processes -> a folder with a run of each fit, and scores of one of them."""
+def folders(tmp_path_factory, small_manifest) -> dict[str, Path]:
+    """How it was done -> a folder with a run of each fit, and scores of two of them."""
     root = tmp_path_factory.mktemp("processes")
     backbones = {"clip": small_dual(root / "clip"), "vlm": save(root / "vlm", small_config())}
-    done = {}
-    for n in (1, 2):
+    (root / "run.py").write_text(RUN)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    for how, options in {"one": [], "two": launcher, "killed": []}.items():
         commands = []
         for name, config in FITS.items():
             settings = [f"--set={k}={backbones.get(v, v)}" for k, v in config.items()]
-            out = root / str(n) / name
-            commands.append(
-                ["fit", "-d", name.split()[0], "-m", str(small_manifest), "--out", str(out), *settings]
-            )
+            fit = ["fit", "-d", name.split()[0], "-m", str(small_manifest), "--out", str(root / how / name)]
+            deaths = [] if name in UNTRAINED else DEATHS.get(how, [])
+            commands.append(([*fit, *settings], deaths))
         for name in ("vlm-prompt", "clip-lora"):
-            table = root / str(n) / f"{name}.csv"
-            commands.append(
-                ["score", str(small_manifest), "--run", str(root / "1" / name), "--out", str(table)]
-            )
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"] if n > 1 else []
-        (root / "all.py").write_text(ALL)
-        environment = os.environ | {"AFP_DATA": str(root / f"data-{n}"), "ACCELERATE_USE_CPU": "true"}
-        command = [sys.executable, *launcher, str(root / "all.py"), json.dumps(commands)]
-        ran = subprocess.run(
-            command, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-        )
+            out = root / how / f"{name}.csv"
+            score = ["score", str(small_manifest), "--run", str(root / "one" / name), "--out", str(out)]
+            commands.append((score, []))
+        environment = {
+            "AFP_DATA": str(root / f"data-{how}"),
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+        }
+        command = [sys.executable, *options, str(root / "run.py"), json.dumps(commands)]
+        ran = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr[-3000:]
-        (root / str(n) / "stdout").write_text(ran.stdout)
-        done[n] = root / str(n)
-    return done
+        (root / how / "stdout").write_text(ran.stdout)
+    return {how: root / how for how in ("one", "two", "killed")}
+
+
+def history(run: Path) -> pd.DataFrame:
+    return pd.read_csv(run / "history.csv").drop(columns="seconds")
+
+
+@pytest.mark.parametrize("name", [name for name in FITS if name not in UNTRAINED])
+def test_a_killed_fit_goes_on_to_the_same_weights(name, folders):
+    whole, resumed = (folders[how] / name for how in ("one", "killed"))
+    files = [f.relative_to(whole) for f in whole.rglob("*.safetensors")]
+    assert files and all((whole / f).read_bytes() == (resumed / f).read_bytes() for f in files)
+    assert history(whole).equals(history(resumed))
+    assert not list((folders["killed"].parent / "data-killed").rglob("*.pth"))
 
 
 @pytest.mark.parametrize("name", FITS)
 def test_a_fit_of_two_processes_is_that_of_one(name, folders):
-    one, two = (folders[n] / name for n in (1, 2))
+    one, two = (folders[how] / name for how in ("one", "two"))
     scores = [pd.read_csv(run / "validation.csv")["score"] for run in (one, two)]
     np.testing.assert_allclose(scores[1], scores[0], atol=1e-3)
-    if not (one / "history.csv").exists():
+    if name in UNTRAINED:
         return
-    before, after = (pd.read_csv(run / "history.csv") for run in (one, two))
+    before, after = history(one), history(two)
     assert list(before["lr"]) == list(after["lr"])  # the schedule counts the steps of both together
     np.testing.assert_allclose(after["loss"], before["loss"], rtol=1e-3)
     np.testing.assert_allclose(after["validation"], before["validation"], rtol=1e-3)
@@ -92,13 +126,13 @@ def test_a_fit_of_two_processes_is_that_of_one(name, folders):
 
 @pytest.mark.parametrize("name", ["vlm-prompt", "clip-lora"])
 def test_two_processes_score_each_image_once_into_one_table(name, folders):
-    one, two = (pd.read_csv(folders[n] / f"{name}.csv") for n in (1, 2))
+    one, two = (pd.read_csv(folders[how] / f"{name}.csv") for how in ("one", "two"))
     assert list(two["path"]) == list(one["path"]) and two["path"].is_unique
     np.testing.assert_allclose(two["score"], one["score"], atol=1e-5)
 
 
 def test_the_first_process_alone_writes_and_speaks(folders):
-    one, two = (folders[n] for n in (1, 2))
+    one, two = folders["one"], folders["two"]
     names = [sorted(str(f.relative_to(root)) for f in root.rglob("*")) for root in (one, two)]
     assert names[0] == names[1]
     said = [[line for line in (root / "stdout").read_text().splitlines()] for root in (one, two)]

@@ -55,7 +55,8 @@ def test_the_loss_is_the_mean_over_answers_and_end_tokens(llama, tmp_path):
     rows = pd.DataFrame({"file": files, "sha256": "", "label": [0] * 3 + [1] * 9})
     config = {"backbone": llama, "answers": ("yes", "not real"), "answer_scoring": "rank", "batch_size": 12}
     detector = VlmPrompt(**PAPER, **config, epochs=1)
-    detector._fit(rows, rows, progress=False)
+    named = rows.assign(generator=["real"] * 3 + ["noise"] * 9)
+    detector.fit(named, named, progress=False)
     start = VlmPrompt(**PAPER, **config)  # the rows before the first step
     assert len(start.adapters_) == 2
     vlm, words, texts = start.vlm_, start.vlm_.tokenizer, []

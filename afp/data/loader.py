@@ -86,7 +86,7 @@ class Labelled(Dataset[tuple[Any, np.int64, np.float32]]):
         weighted: both classes weigh the same, however many images they have; else every image does.
     """
 
-    def __init__(self, frame: pd.DataFrame, inputs: ImageDataset | np.ndarray, weighted: bool = True):
+    def __init__(self, frame: pd.DataFrame, inputs: Dataset, weighted: bool = True):
         self.inputs, self.labels = inputs, frame["label"].to_numpy(np.int64)
         share = np.float32(self.labels.mean())
         balanced = np.float32(0.5) / np.where(self.labels == 1, share, np.float32(1) - share)

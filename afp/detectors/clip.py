@@ -18,7 +18,7 @@ from ..data.loader import ImageDataset, Labelled, inputs, worker_count
 from ..data.preprocess import IDENTITY, Normalisation, random_view
 from ..errors import ModelError
 from ..models.backbones import Backbone, load_backbone
-from ..models.features import extract
+from ..models.features import Features, open_features
 from ..models.text_tower import TextSide
 from ..models.training import Recipe, train
 from .base import Detector
@@ -199,10 +199,10 @@ class TowerDetector(Detector):
 
     def _features(
         self, frame: pd.DataFrame, perturbation: str, progress: bool, output: str = "embedding"
-    ) -> np.ndarray:
+    ) -> Features:
         """What the frozen tower makes of each row: image embeddings, not normalised (n, P), or another output."""
         options: dict[str, Any] = {"normalisation": self.normalisation, "perturbation": perturbation}
-        return extract(frame, self.backbone_, output, progress=progress, **options)
+        return open_features(frame, self.backbone_, output, progress=progress, **options)
 
     def _warm_up(self, frame: pd.DataFrame, progress: bool) -> None:
         if not self.published:
@@ -297,7 +297,7 @@ class ClipDetector(TowerDetector):
         self.adapter_, self.classifier_ = adapter.requires_grad_(False), texts().cpu().clone()
 
     def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        features = torch.from_numpy(self._features(frame, perturbation, progress))
+        features = torch.from_numpy(np.asarray(self._features(frame, perturbation, progress)))
         return self.logits(features).softmax(-1)[:, 1].cpu().numpy()
 
     def _save(self, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -65,7 +66,9 @@ class ClipAdaptPrompt(AdaptedClip, ClipPrompt):
 
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
         super()._fit(train, validation, progress)
-        adapted = self.adapter_.cpu()(torch.from_numpy(self._features(validation, "none", progress)))
+        adapted = self.adapter_.cpu()(
+            torch.from_numpy(np.asarray(self._features(validation, "none", progress)))
+        )
         if empty := int((adapted == 0).all(1).sum()):  # behind a last ReLU nothing may be left
             raise ModelError(
                 f"{self.name}: the adapter leaves nothing of {empty} of {len(adapted)} validation images;"

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..data.preprocess import check_perturbation
 from ..errors import ModelError
+from ..models.features import Features
 from ..models.training import Recipe
 from .clip import DIFFERENCES, SOURCES, Preset, TowerDetector, published_recipe
 from .logistic import C_GRID, Logistic, fit_best
@@ -86,23 +87,20 @@ class LinearProbe(TowerDetector):
         """Width of the features + 1; the paper's layer has one such output a class."""
         return 2 * (self.backbone_.embedding_dim + 1) if self.published else self.model_.size
 
-    def _augmented(self, frame: pd.DataFrame, progress: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _augmented(self, frame: pd.DataFrame, progress: bool) -> tuple[list[Features], np.ndarray]:
         """Features and labels of the images and, with ``augment``, of one perturbed copy of each."""
         parts = {"none": frame}
         if self.augment:
             drawn = np.array([crc32(digest.encode()) % len(self.augment) for digest in frame["sha256"]])
             parts |= {spec: frame[drawn == i] for i, spec in enumerate(self.augment)}
         parts = {spec: part for spec, part in parts.items() if len(part)}
-        x = [self._seen(part, spec, progress) for spec, part in parts.items()]
-        return np.concatenate(x), np.concatenate([part["label"] for part in parts.values()])
+        output = {"auto": "cls", "embedding": "embedding"}.get(self.block, f"cls:{self.block}")
+        x = [self._features(part, spec, progress, output) for spec, part in parts.items()]
+        return x, np.concatenate([part["label"] for part in parts.values()])
 
     def _warm_up(self, frame: pd.DataFrame, progress: bool) -> None:
         if not self.published:
             self._augmented(frame, progress)
-
-    def _seen(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        output = "embedding" if self.block == "embedding" or self.published else "cls"
-        return self._features(frame, perturbation, progress, output)
 
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
         self.block_: int | None = None
@@ -110,16 +108,23 @@ class LinearProbe(TowerDetector):
         if self.published:
             self._fit_layer(train, validation, progress)
             return
+        last = self.backbone_.n_blocks
+        if self.block.isdigit() and int(self.block) > last:
+            raise ModelError(f"linear-probe: block is {self.block}, {self.backbone} has 0 to {last}")
         (x, y), (x_val, y_val) = (self._augmented(f, progress) for f in (train, validation))
-        if self.block == "embedding":
-            self.model_, self.c_, _ = fit_best((x, y), (x_val, y_val), self.c)
-            return
-        blocks = range(x.shape[1]) if self.block == "auto" else [int(self.block)]
-        if blocks[-1] >= x.shape[1]:
-            raise ModelError(
-                f"linear-probe: block is {self.block}, {self.backbone} has 0 to {x.shape[1] - 1}"
+
+        def fitted(block: int | None) -> tuple[Logistic, float, float]:
+            own, known = (
+                np.concatenate([np.asarray(part if block is None else part.block(block)) for part in parts])
+                for parts in (x, x_val)
             )
-        fits = {b: fit_best((x[:, b], y), (x_val[:, b], y_val), self.c) for b in blocks}
+            return fit_best((own, y), (known, y_val), self.c)
+
+        if self.block != "auto":
+            self.block_ = None if self.block == "embedding" else int(self.block)
+            self.model_, self.c_, _ = fitted(None)
+            return
+        fits = {b: fitted(b) for b in range(last + 1)}
         best = min(fits, key=lambda b: fits[b][2])
         self.block_, (self.model_, self.c_, _) = best, fits[best]
 
@@ -134,8 +139,8 @@ class LinearProbe(TowerDetector):
         self.model_ = Logistic(*plain, weight[1] - weight[0], bias[1:] - bias[:1])
 
     def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        x = self._seen(frame, perturbation, progress)
-        return self.model_.predict(x if self.block_ is None else x[:, self.block_])
+        output = "embedding" if self.block_ is None else f"cls:{self.block_}"
+        return self.model_.predict(np.asarray(self._features(frame, perturbation, progress, output)))
 
     def _save(self, folder: Path) -> None:
         self.model_.save(folder)

@@ -249,13 +249,14 @@ class VlmDetector(Detector):
 
     def _images(
         self, frame: pd.DataFrame, perturbation: str, progress: bool, training: bool = False
-    ) -> ImageDataset | np.ndarray:
+    ) -> ImageDataset | features.Features:
         """Tokens (n, t, D) of the rows' images where they are cached, else pixels; random squares for `training`."""
         tower = self.vlm_.tower
         options: dict[str, Any] = {}
-        if not training and (not self.is_paper if self.cache_tokens is None else self.cache_tokens):
+        cached = not training and (not self.is_paper if self.cache_tokens is None else self.cache_tokens)
+        if cached and features.fits(len(frame), tower, self.vlm_.output):
             options = {"normalisation": self.normalisation, "perturbation": perturbation}
-            return features.extract(frame, tower, self.vlm_.output, progress=progress, **options)
+            return features.open_features(frame, tower, self.vlm_.output, progress=progress, **options)
         if training:
             size = tower.vision_config.image_size
             options = {"view": partial(crop_square, size=size), "seed": self.recipe().seed}

@@ -4,29 +4,85 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import zlib
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..data.loader import ImageDataset, worker_count
 from ..data.preprocess import Normalisation, check_perturbation
 from ..errors import AfpError, ModelError, UnreadableImages
-from ..files import written_whole
 from ..paths import cache_dir
 from .backbones import Backbone
+from .feature_store import NOWHERE, FeatureStore
 
-POOLED = ("embedding", "cls")  # small, and both come out of one pass: cached together
+FOLDER = "features-2"  # of the cache; another number for another layout of its files
+POOLED = (
+    "cls",
+    "embedding",
+)  # one pass gives both: where all blocks' class tokens are kept, so is the embedding
+RESERVE = 2 * 10**9  # bytes that image tokens leave free on the disk
+_stores = True
 
 
-def extract(
+class Features(Dataset[np.ndarray]):
+    """A feature of n images, read from the stores row by row; ``np.asarray`` reads all of it.
+
+    Args:
+        sources: a store, and where the feature begins in its rows.
+        places: of each image, (n, 3): its source, shard and number there.
+        shape: of one image's feature.
+        others: float16, of images that are in no store: row -> feature.
+    """
+
+    def __init__(
+        self,
+        sources: list[tuple[FeatureStore, int]],
+        places: np.ndarray,
+        shape: tuple[int, ...],
+        others: dict[int, np.ndarray],
+    ):
+        self.sources, self.places, self.shape, self.others = sources, places, (len(places), *shape), others
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """One image's feature, float32."""
+        if i in self.others:
+            return self.others[i].astype(np.float32)
+        source, shard, number = self.places[i]
+        store, start = self.sources[source]
+        values = store.read(shard, number, start, math.prod(self.shape[1:]))
+        return values.astype(np.float32).reshape(self.shape[1:])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        whole = np.empty(self.shape, dtype or np.float32)
+        for i in range(len(self)):
+            whole[i] = self[i]
+        return whole
+
+    def block(self, k: int) -> Features:
+        """Of class tokens of all blocks: hidden state k's."""
+        shape = self.shape[2:]
+        sources = [(store, start + k * math.prod(shape)) for store, start in self.sources]
+        return Features(sources, self.places, shape, {i: feature[k] for i, feature in self.others.items()})
+
+
+def extract(frame: pd.DataFrame, backbone: Backbone, output: str, **options: Any) -> np.ndarray:
+    """All of `open_features`: float32, (n, ...); float16 precision, as cached."""
+    return np.asarray(open_features(frame, backbone, output, **options))
+
+
+def open_features(
     frame: pd.DataFrame,
     backbone: Backbone,
     output: str,
@@ -34,15 +90,16 @@ def extract(
     normalisation: Normalisation | None = None,
     perturbation: str = "none",
     progress: bool = True,
-) -> np.ndarray:
-    """Features of all rows, in the rows' order.
+) -> Features:
+    """Features of all rows, in the rows' order; what is not cached yet is extracted first.
+
+    Only what is asked for is cached, but with the class tokens of all blocks the embedding too.
 
     Args:
-        frame: needs ``file`` and ``sha256``.
-        output: ``embedding``, ``cls`` or ``tokens:K`` (see `Backbone.extract`).
+        frame: needs ``file`` and ``sha256``; an image without a hash is extracted each time.
+        output: ``embedding``, ``cls``, ``cls:K`` (hidden state K's part of it) or ``tokens:K`` (see
+            `Backbone.extract`).
         perturbation: applied after normalisation, before the backbone's preprocessing.
-    Returns:
-        float32, (n, ...); float16 precision, as cached.
     Raises:
         UnreadableImages: names every bad file, after all the others have been cached.
         ModelError: values that are not finite.
@@ -51,94 +108,152 @@ def extract(
         raise AfpError("no image to extract features from: the frame has no row")
     normalisation = normalisation or Normalisation()
     perturbation = check_perturbation(perturbation)
-    outputs = POOLED if output in POOLED else (output,)
-    if output not in POOLED:
-        backbone.check_output(output)
-    store = _Store(backbone, outputs, normalisation, perturbation)
+    shape = feature_shape(backbone, output)
     dataset = ImageDataset(frame, normalisation, perturbation, transform=backbone.preprocess)
-    names = [digest or file for file, digest in dataset.rows]  # an image that stands twice is extracted once
-    values: dict[str, Any] = {digest: store.read(digest, output) for _, digest in dataset.rows if digest}
-    if store.damaged:
-        text = "%d cached features are damaged and are computed anew: %s …"
-        logging.getLogger(__name__).warning(text, len(store.damaged), store.damaged[0])
-    todo = [i for name, i in {name: i for i, name in enumerate(names)}.items() if values.get(name) is None]
-    size = backbone.batch_size
+    sources: list[tuple[FeatureStore, int]] = []
+    places, damaged = np.full((len(dataset), 3), NOWHERE), 0
+    layouts = _layouts(output)
+    for layout in layouts:
+        parts = (backbone.fingerprint, "+".join(layout), normalisation.key, perturbation)
+        folder = _folder() / hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+        store = FeatureStore(folder, sum(math.prod(feature_shape(backbone, name)) for name in layout))
+        rows = np.flatnonzero(places[:, 0] == NOWHERE)
+        found, bad = store.find([dataset.rows[i][1] for i in rows], progress)
+        known = found[:, 0] != NOWHERE
+        places[rows[known], 0], places[rows, 1:] = len(sources), found
+        sources.append((store, _start(layout, output, backbone)))
+        damaged += bad
+    if damaged:
+        text = "%d cached features are damaged and are computed anew: %s"
+        logging.getLogger(__name__).warning(text, damaged, folder)
+    others = _extract_missing(dataset, places, backbone, layouts[-1], sources, progress)
+    start, length = sources[-1][1], math.prod(shape)
+    others = {i: row[start : start + length].reshape(shape) for i, row in others.items()}
+    return Features(sources, places, shape, others)
+
+
+def _extract_missing(
+    dataset: ImageDataset,
+    places: np.ndarray,
+    backbone: Backbone,
+    layout: tuple[str, ...],
+    sources: list[tuple[FeatureStore, int]],
+    progress: bool,
+) -> dict[int, np.ndarray]:
+    """Rows that no source has, appended to the last one; their places are filled in. Those not kept are returned."""
+    names = [digest or file for file, digest in dataset.rows]
+    missing = np.flatnonzero(places[:, 0] == NOWHERE)
+    if not len(missing):
+        return {}
+    todo = {names[i]: int(i) for i in reversed(missing)}  # an image that stands twice is extracted once
+    store, size, outputs = sources[-1][0], backbone.batch_size, {_tower_output(name) for name in layout}
     loader: DataLoader = DataLoader(
         dataset,
         size,
-        sampler=todo,
+        sampler=sorted(todo.values()),
         num_workers=worker_count(dataset, backbone.device),
         collate_fn=list,
         generator=torch.Generator(),  # so that nothing is drawn from the one that training uses
     )
+    bar = tqdm(total=len(todo), desc=f"{backbone.name} features", unit="image", disable=not progress)
     bad: set[str] = set()
-    bar = tqdm(
-        total=len(todo), desc=f"{backbone.name} features", unit="image", disable=not progress or not todo
-    )
-    for batch in loader:
-        bad |= {names[item.row] for item in batch if item.error}
-        if good := [item for item in batch if not item.error]:
-            # Padded to one shape: matrix kernels round by shape, so a feature would depend on its batch.
-            padded = [item.image for item in good] + [good[-1].image] * (size - len(good))
-            found = backbone.extract(torch.stack(padded), outputs)
-        for j, item in enumerate(good):
-            arrays = {key: tensor[j].numpy().astype(np.float16) for key, tensor in found.items()}
-            if not all(np.isfinite(values).all() for values in arrays.values()):
-                raise ModelError(
-                    f"backbone {backbone.name}: features of {item.file} are not finite; its weights are damaged, or "
-                    "too large for 16 bits"
-                )
-            store.write(dataset.rows[item.row][1], arrays)
-            values[names[item.row]] = arrays[output]
-        bar.update(len(batch))
-    bar.close()
+    kept: dict[str, np.ndarray] = {}
+    with bar, store:
+        for batch in loader:
+            bad |= {names[item.row] for item in batch if item.error}
+            if good := [item for item in batch if not item.error]:
+                # Padded to one shape: matrix kernels round by shape, so a feature would depend on its batch.
+                padded = [item.image for item in good] + [good[-1].image] * (size - len(good))
+                found = backbone.extract(torch.stack(padded), sorted(outputs))
+            for j, item in enumerate(good):
+                row = np.concatenate([_value(found, name, j) for name in layout])
+                if not np.isfinite(row).all():
+                    raise ModelError(
+                        f"backbone {backbone.name}: features of {item.file} are not finite; its weights are damaged"
+                    )
+                digest = dataset.rows[item.row][1]
+                if digest and _stores:
+                    places[item.row] = (len(sources) - 1, *store.append(digest, row))
+                else:
+                    kept[names[item.row]] = row
+            bar.update(len(batch))
     if bad:  # each copy in words that name its own file
         again = [dataset[i] for i, name in enumerate(names) if name in bad]
         raise UnreadableImages({item.file: item.error for item in again if item.error})
-    return np.stack([values[name] for name in names]).astype(np.float32)
+    places[missing] = [places[todo[names[i]]] for i in missing]
+    return {int(i): kept[names[i]] for i in missing if names[i] in kept}
 
 
-class _Store:
-    """One safetensors file an image, under a folder named by everything that the feature depends on.
-
-    A file says what it was made of and holds a checksum of each array. What does not fit counts as absent and is
-    listed in ``damaged``.
-    """
-
-    def __init__(
-        self, tower: Backbone, outputs: tuple[str, ...], normalisation: Normalisation, perturbation: str
-    ):
-        parts = (tower.fingerprint, "+".join(outputs), normalisation.key, perturbation)
-        self.key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
-        self.folder = cache_dir() / "features" / self.key
-        self.damaged: list[Path] = []
-
-    def file(self, digest: str) -> Path:
-        """The place of the image with this hash."""
-        return self.folder / digest[:2] / f"{digest}.safetensors"
-
-    def read(self, digest: str, output: str) -> np.ndarray | None:
-        """The cached array, or None."""
-        file = self.file(digest)
-        if not digest or not file.exists():
-            return None
-        try:
-            with safe_open(file, framework="numpy") as stored:
-                values, about = stored.get_tensor(output), stored.metadata()
-            if about == about | {"key": self.key, "image": digest, output: _checksum(values)}:
-                return values
-        except (OSError, SafetensorError, TypeError):  # TypeError: no metadata
-            pass
-        self.damaged.append(file)
-        return None
-
-    def write(self, digest: str, arrays: dict[str, np.ndarray]) -> None:
-        """Keep an image's arrays; without a hash there is nothing to find them by."""
-        if digest:
-            about = {"key": self.key, "image": digest} | {k: _checksum(v) for k, v in arrays.items()}
-            with written_whole(self.file(digest)) as partial:
-                save_file(arrays, partial, metadata=about)
+def feature_shape(backbone: Backbone, output: str) -> tuple[int, ...]:
+    """The shape of one image's feature. Raises AfpError for an output that the backbone does not have."""
+    if output == "embedding":
+        return (backbone.embedding_dim,)
+    if output == "cls":
+        return (backbone.n_blocks + 1, backbone.width)
+    backbone.check_output(output.replace("cls:", "tokens:"))
+    if output.startswith("cls:"):
+        return (backbone.width,)
+    config = backbone.vision_config
+    return (1 + (config.image_size // config.patch_size) ** 2, backbone.width)
 
 
-def _checksum(values: np.ndarray) -> str:
-    return f"{zlib.crc32(values.tobytes()):08x}"
+def _layouts(output: str) -> list[tuple[str, ...]]:
+    """What the rows of the stores consist of in which an output may be; in the last, it is completed."""
+    if output == "cls":
+        return [POOLED]
+    return [POOLED, (output,)] if output == "embedding" or output.startswith("cls:") else [(output,)]
+
+
+def _start(layout: tuple[str, ...], output: str, backbone: Backbone) -> int:
+    """Where an output begins in a row."""
+    if layout != POOLED or output == "cls":
+        return 0
+    return (
+        math.prod(feature_shape(backbone, "cls"))
+        if output == "embedding"
+        else int(output[4:]) * backbone.width
+    )
+
+
+def _tower_output(name: str) -> str:
+    return "cls" if name.startswith("cls:") else name
+
+
+def _value(found: dict[str, torch.Tensor], name: str, j: int) -> np.ndarray:
+    """A batch's j-th feature as a part of a row."""
+    value = found[_tower_output(name)][j]
+    return (value[int(name[4:])] if name.startswith("cls:") else value).numpy().astype(np.float16).ravel()
+
+
+def _folder() -> Path:
+    """Of the stores. A cache of another version is dropped: nothing of it can be read."""
+    for old in cache_dir().glob("features*"):
+        if old.name != FOLDER:
+            logging.getLogger(__name__).warning("%s: a cache of another version of afp is deleted", old)
+            shutil.rmtree(old, ignore_errors=True)
+    return cache_dir() / FOLDER
+
+
+@contextmanager
+def without_storing() -> Iterator[None]:
+    """Within it, features that are not cached are not kept either."""
+    global _stores
+    _stores, before = False, _stores
+    try:
+        yield
+    finally:
+        _stores = before
+
+
+def fits(n: int, backbone: Backbone, output: str) -> bool:
+    """Whether the features of n images leave `RESERVE` bytes of the disk free; says so if not."""
+    n_bytes = 2 * n * math.prod(feature_shape(backbone, output))
+    place = next(folder for folder in (cache_dir(), *cache_dir().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if fit := n_bytes < free - RESERVE:
+        return fit
+    text = (
+        "features of %d images would take %.1f GB of the %.1f GB free in %s: they are computed anew each time"
+    )
+    logging.getLogger(__name__).warning(text, n, n_bytes / 1e9, free / 1e9, place)
+    return False

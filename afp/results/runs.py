@@ -299,11 +299,13 @@ def cross_fit(
     known = target.is_file() and stamp.is_file() and stamp.read_text(encoding="utf-8").strip() == key
     if processes.gather(known)[0]:
         return folder
-    tables = []
-    for k, part in enumerate(tqdm(folds, desc=f"{name} folds", disable=not progress or processes.rank() > 0)):
-        path = fit_run(name, part, folder / f"fold-{k}", **options) if k else folder
-        test = part[part["split"] == "test"]
-        tables.append(score_frame(detectors.load(path), test, run=folder.name, fold=k, progress=progress))
+    tables, quiet = [], not progress or processes.rank() > 0
+    # All fits come first: they extract more of an image than a score needs.
+    for k, part in enumerate(tqdm(folds[1:], desc=f"{name} folds", disable=quiet), start=1):
+        fit_run(name, part, folder / f"fold-{k}", **options)
+    for k, part in enumerate(folds):
+        fitted, test = detectors.load(folder / f"fold-{k}" if k else folder), part[part["split"] == "test"]
+        tables.append(score_frame(fitted, test, run=folder.name, fold=k, progress=progress))
     if processes.rank() == 0:
         _write_table(pd.concat(tables, ignore_index=True), target)
         write_text(stamp, key + "\n")
