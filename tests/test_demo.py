@@ -166,9 +166,9 @@ def test_a_network_paints_what_was_there_and_differs_from_plain_scaling(demo_fra
     tile = open_image(demo_frame[demo_frame["generator"] == "real"]["file"].iloc[0])
     plain = np.asarray(benchmark.resample(tile, 4), float)
     for name in ("animevideo-x2", "animevideo-x4"):
-        fake = networks.regenerate(tile, name)
+        fake = networks.Network.pinned(name).paint(tile)
         assert fake.size == tile.size and fake.mode == "RGB"
-        assert fake.tobytes() == networks.regenerate(tile, name).tobytes()
+        assert fake.tobytes() == networks.Network.pinned(name).paint(tile).tobytes()
         pixels = np.asarray(fake, float)
         assert np.corrcoef(pixels.ravel(), np.asarray(tile, float).ravel())[0, 1] > 0.9
         assert np.abs(pixels - plain).mean() > 1
@@ -190,7 +190,7 @@ def test_a_damaged_network_is_unpacked_again_and_one_that_cannot_be_read_is_refu
         networks.load_net(files[0].with_suffix(""))
     networks._load.cache_clear()
     try:
-        networks.regenerate(Image.new("RGB", (64, 64)), "animevideo-x2")
+        networks.Network.pinned("animevideo-x2").paint(Image.new("RGB", (64, 64)))
         assert all(file.stat().st_size > 1000 for file in files)
     finally:
         networks._load.cache_clear()
