@@ -1,4 +1,4 @@
-"""How the shipped run does on what stands in no other file here: other photographs, networks of other projects.
+"""How the shipped run does on photographs that stand in no other file here, and networks of other projects.
 
 ``python tests/benchmarks/bench_outside.py PHOTOS OUT`` prints the table of docs/results.md (two minutes on two
 cores, into OUT). PHOTOS holds the Debian wallpapers of ``data/demo-vlm/photos.csv``, unpacked: `apt-get
