@@ -8,6 +8,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from sklearn.metrics import roc_curve
 
 from ..errors import AfpError
@@ -118,6 +119,24 @@ def change_arrows(results: pd.DataFrame, before: str, after: str) -> Drawn:
         ax.set_xlabel(f"AUC against {against}" if against else "AUC")
     legend_above(fig, [key(name, **look) for name, look in looks.items()])
     return fig, df
+
+
+@drawing
+def transfer_matrix(table: pd.DataFrame) -> Drawn:
+    """AUC by the generator trained on (rows) and the one tested (columns).
+
+    Args:
+        table: as of `afp.studies.transfer.transfer`.
+    """
+    order = list(table["trained"].unique())
+    values = table.pivot(index="trained", columns="tested", values="auc").loc[order, order]
+    fig, ax = plt.subplots(figsize=(0.62 * len(order) + 2.2, 0.45 * len(order) + 1.2))
+    look = {"cmap": "cividis", "vmin": 0.5, "vmax": 1, "linewidths": 1, "square": False}
+    sns.heatmap(values, ax=ax, annot=True, fmt=".2f", cbar_kws={"label": "AUC"}, **look)
+    ax.set_xlabel("tested on")
+    ax.set_ylabel("trained on")
+    ax.tick_params(axis="x", rotation=30)
+    return fig, table
 
 
 def _aucs(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
