@@ -47,4 +47,6 @@ def transfer(
     rows = found[(found["metric"] == "auc") & (found["against"] == "real") & found["group"].isin(generators)]
     names = {"detector": "trained", "group": "tested", "value": "auc"}
     table = rows.rename(columns=names)[["trained", "tested", "auc", "low", "high"]]
-    return table.sort_values(["trained", "tested"], key=lambda c: c.map(list(generators).index), ignore_index=True)
+    return table.sort_values(
+        ["trained", "tested"], key=lambda c: c.map(list(generators).index), ignore_index=True
+    )
