@@ -111,19 +111,24 @@ def comparison_table(results: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     Args:
         results: `afp.results.metrics.evaluate` of several detectors under one perturbation.
     Returns:
-        Text columns: detector; held-in; for the kind with the most images its held-out mean, its worst
+        Text columns: detector; held-in; for the kind with the most generators its held-out mean, its worst
         generator and its mean against the resampled control (where there is one); the other kinds' means.
+        A title says how many fake images are behind it.
     """
     auc = results[(results["metric"] == "auc") & (results["seen"] == 0)]
     means = auc[(auc["group"] == "mean held-out") & (auc["kind"] != "all")]
-    kinds = means.groupby("kind")["n_fake"].max().sort_values(ascending=False).index.tolist()
-    columns = {"held-in": ("mean held-in", "all", "real")}
+    groups = auc[~auc["group"].str.contains(" held-")].groupby("kind")["group"].nunique()
+    n = means.groupby("kind")["n_fake"].max()
+    kinds = sorted(n.index, key=lambda kind: (-groups[kind], -n[kind]))
+    titles = {kind: f"{kind}, mean" if groups[kind] > 1 else kind for kind in kinds}
+    n_held_in = results.loc[results["group"] == "mean held-in", "n_fake"].to_numpy().max(initial=0)
+    columns = {f"held-in (n = {n_held_in})": ("mean held-in", "all", "real")}
     for kind in kinds[:1]:
-        columns[f"{kind}, mean"] = ("mean held-out", kind, "real")
+        columns[f"{titles[kind]} (n = {n[kind]})"] = ("mean held-out", kind, "real")
         columns[f"{kind}, worst"] = ("min held-out", kind, "real")
         if "real-resampled" in set(auc["against"]):
             columns[f"{kind}, mean, vs resampled"] = ("mean held-out", kind, "real-resampled")
-    columns |= {kind: ("mean held-out", kind, "real") for kind in kinds[1:]}
+    columns |= {f"{titles[kind]} (n = {n[kind]})": ("mean held-out", kind, "real") for kind in kinds[1:]}
     if not kinds:
         columns["held-out"] = ("mean held-out", "all", "real")
     rows = []
