@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 DEMO := 00_start_here 01_prepare_data 04_evaluate_held_out 09_draw_paper_figures
 TESTS := $(wildcard tests/*.py tests/benchmarks/*.py notebooks/solutions/*.ipynb data/published/* data/*.csv.gz)
 
-.PHONY: help setup demo test results robustness lint faults lab notebooks gallery clean
+.PHONY: help setup demo test results robustness bench lint faults lab notebooks gallery clean
 .DEFAULT_GOAL := help
 .PRECIOUS: .make/%.csv
 
@@ -22,6 +22,7 @@ help:
 	@echo "make setup      create $(VENV) with the tested environment"
 	@echo "make demo       build the demo benchmark, fit the detectors, run four notebooks, print the table"
 	@echo "make test       lint, types, tests"
+	@echo "make bench      speed and memory as ratios, half an hour: the table of docs/benchmarks.md"
 	@echo "make faults     what was tried to break it, how often, what held: docs/faults.md"
 	@echo "make results    fit all twelve detectors, keep their scores in data/results/, print the README's table"
 	@echo "make robustness score them under JPEG and blur, keep the scores in data/robustness.csv.gz"
@@ -87,6 +88,9 @@ lint: $(VENV)/.stamp
 	$(BIN)/ruff check afp tests data/build notebooks
 	$(BIN)/ruff format --check afp tests data/build
 	$(BIN)/lint-imports
+
+bench: data/demo/manifest.csv
+	$(BIN)/python tests/benchmarks/bench.py
 
 faults: $(VENV)/.stamp
 	$(BIN)/python tests/faults_table.py docs/faults.md

@@ -8,26 +8,28 @@ import logging
 import os
 import re
 import signal
-import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import nbformat
+import pandas as pd
 import papermill
 import yaml
-from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+from joblib import Parallel, delayed
+from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 from papermill.exceptions import PapermillExecutionError
 from papermill.models import Parameter
 from papermill.translators import PythonTranslator
 from PIL import Image
+from pydantic import TypeAdapter
+from sklearn.model_selection import ParameterGrid
 
 from .errors import AfpError
-from .files import read_notebook, write_text
+from .files import checksum, read_notebook, write_text
 from .paths import NOTEBOOKS, ROOT, figures_dir
 
 KERNEL = "python3"
@@ -41,20 +43,19 @@ def find(names: list[str], everything: bool = False) -> list[Path]:
         AfpError: none named, none found, or an ambiguous number.
     """
     known = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-    if everything:
-        return known
-    if not names:
-        listed = "\n  ".join(p.stem for p in known)
-        raise AfpError(f"which notebook? Name one, or use --all. There are:\n  {listed}")
-    found = []
-    for name in names:
+    listed = ", ".join(p.stem for p in known)
+    if not names and not everything:
+        raise AfpError(f"which notebook? Name one, or use --all. There are {listed}")
+    found = known if everything else []
+    for name in [] if everything else names:
         path = Path(name)
-        matches = [path] if path.suffix == ".ipynb" and path.is_file() else []
         stem = path.name.removesuffix(".ipynb")
-        matches = matches or [p for p in known if p.stem == stem or p.stem.startswith(f"{stem}_")]
+        matches = [p for p in known if p.stem == stem or p.stem.startswith(f"{stem}_")]
+        if path.suffix == ".ipynb" and path.is_file():
+            matches = [path.resolve()]
         if len(matches) != 1:
-            raise AfpError(f"notebook {name!r}: expected a file or one of {', '.join(p.stem for p in known)}")
-        found.append(matches[0].resolve())
+            raise AfpError(f"notebook {name!r}: expected a file or one of {listed}")
+        found += matches
     return found
 
 
@@ -68,11 +69,8 @@ def parameters(path: Path) -> dict[str, Parameter]:
     if len(tagged) != 1:  # papermill would quietly take the first
         raise AfpError(f"{path.name}: {len(tagged)} cells tagged 'parameters', expected 1")
     found = PythonTranslator.inspect(tagged[0])
-    lines = [
-        line for line in tagged[0].source.splitlines() if line.strip() and not line.lstrip().startswith("#")
-    ]
-    for line in lines:
-        if not any(re.match(rf"{p.name}\s*[:=]", line) for p in found):  # papermill leaves it out
+    for line in filter(None, tagged[0].source.splitlines()):
+        if not any(re.match(rf"#|{p.name}\s*[:=]", line) for p in found):  # papermill leaves it out
             raise AfpError(f"{path.name}: parameter line {line!r}, expected `name: type = value  # help`")
     return {parameter.name: parameter for parameter in found}
 
@@ -88,7 +86,7 @@ def execute(path: Path, values: dict[str, str] | None = None, out: Path | None =
     Returns:
         The executed notebook's path.
     Raises:
-        AfpError: unknown parameter or a value of another type, foreign kernel, a failing cell (with traceback).
+        AfpError: unknown parameter or a value of another type, or a failing cell (with its traceback).
     """
     values = values or {}
     known = parameters(path)
@@ -97,7 +95,6 @@ def execute(path: Path, values: dict[str, str] | None = None, out: Path | None =
     if out is None and values:
         raise AfpError(f"{path.name}: parameters cannot be written in place; give a folder for the result")
     typed = {name: _value(path, known[name], text) for name, text in values.items()}
-    _check_kernel()
     target = path if out is None else out / path.name
     if out is not None and target.exists() and "afp" not in read_notebook(target).metadata:
         raise AfpError(f"{target}: is there and was not made by `afp run`; give another folder with --out")
@@ -112,29 +109,94 @@ def execute(path: Path, values: dict[str, str] | None = None, out: Path | None =
     except PapermillExecutionError as error:
         failed = target.with_name(f"failed-{target.name}")  # no number in front: not one of the workbook's
         working.replace(failed)
-        raise AfpError(f"{path.name}: cell {error.cell_index} failed\n{error}\nsee {failed}") from None
+        what = f"{path.name}: cell {error.cell_index} failed: {error.ename}: {error.evalue}"
+        raise AfpError(f"{what}\n{error}\nsee {failed}") from None
     finally:
         working.unlink(missing_ok=True)
     _clean(notebook)
     if out is not None:
-        notebook.metadata["afp"] = {"executed": path.name}
+        notebook.metadata["afp"] = _record(path, values)
     write_text(target, nbformat.writes(notebook) + "\n")
     seconds = time.perf_counter() - started
     print(f"{path.name} done in {seconds:.0f} s: {target}, figures: {figures}", flush=True)
     return target
 
 
+def read_grid(file: Path) -> list[dict[str, str]]:
+    """Every combination of a grid's values, as text, from YAML with ``parameter: [value, ...]`` lines.
+
+    Raises:
+        AfpError: not such a file.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AfpError(f"{file}: not readable as YAML ({error})") from error
+    if not isinstance(content, dict) or not all(isinstance(v, list) and v for v in content.values()):
+        raise AfpError(f"{file}: expected `parameter: [value, ...]` lines")
+    return list(ParameterGrid({name: [str(v) for v in values] for name, values in content.items()}))
+
+
+def execute_grid(path: Path, settings: list[dict[str, str]], out: Path, jobs: int = 1) -> pd.DataFrame:
+    """Run a notebook once for each of several settings, each in a folder of its own.
+
+    What is done already, of this notebook with these parameters, is not run again; where one fails, the others go
+    on. Tables that the runs leave beside their figures are put together, with the parameters as first columns.
+
+    Args:
+        path: the notebook.
+        settings: parameters as text, as `read_grid` gives them.
+        out: folder; receives ``01`` ... a setting, the tables, and ``grid.csv``, which is returned.
+        jobs: how many run at once.
+    Returns:
+        A row a setting: its parameters, ``notebook``, ``error`` (empty where it went well).
+    """
+    folders = [out / f"{i:0{len(str(len(settings)))}}" for i in range(1, len(settings) + 1)]
+    errors = Parallel(n_jobs=jobs)(
+        delayed(_try)(path, values, folder) for values, folder in zip(settings, folders, strict=True)
+    )
+    rows = pd.DataFrame(settings)
+    rows["notebook"] = [str(folder.relative_to(out) / path.name) for folder in folders]
+    rows["error"] = errors
+    for name in sorted({file.name for folder in folders for file in (folder / "figures").glob("*.csv")}):
+        parts = {i: f / "figures" / name for i, f in enumerate(folders) if (f / "figures" / name).is_file()}
+        tables = [
+            pd.DataFrame([settings[i]]).merge(pd.read_csv(part), how="cross") for i, part in parts.items()
+        ]
+        write_text(out / name, pd.concat(tables).to_csv(index=False))
+    write_text(out / "grid.csv", rows.to_csv(index=False))
+    return rows
+
+
+def _try(path: Path, values: dict[str, str], folder: Path) -> str:
+    """Execute unless it is done; what went wrong."""
+    done = folder / path.name
+    if done.is_file() and read_notebook(done).metadata.get("afp") == _record(path, values):
+        return ""
+    try:
+        execute(path, values, folder)
+    except AfpError as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
+def _record(path: Path, values: dict[str, str]) -> dict[str, Any]:
+    """What an executed notebook was made of."""
+    return {"executed": path.name, "sha256": checksum(path), "parameters": values}
+
+
 def _run(path: Path, working: Path, values: dict[str, Any], figures: Path) -> None:
-    """Have papermill execute a notebook in a kernel of this checkout.
+    """Have papermill execute a notebook in a kernel of this Python and this checkout.
 
     It works in a thread: in the main one it would take the signals, and an interruption would end as a traceback.
     """
     python_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    kernel = KernelManager(kernel_name=KERNEL)
+    this_python = KernelSpecManager(kernel_dirs=[])  # any folder's "python3" may be another environment's
+    kernel = KernelManager(kernel_name=KERNEL, kernel_spec_manager=this_python)
     kernel.start_kernel(
         cwd=str(NOTEBOOKS),
         env=os.environ | {"PYTHONPATH": python_path, "AFP_FIGURES": str(figures)},
-        extra_arguments=["--HistoryManager.hist_file=:memory:"],
+        extra_arguments=["--HistoryManager.hist_file=:memory:", "--log-level=ERROR"],
     )
     done: Future[None] = Future()
 
@@ -162,45 +224,29 @@ def _run(path: Path, working: Path, values: dict[str, Any], figures: Path) -> No
 
 def _value(path: Path, parameter: Parameter, text: str) -> bool | int | float | str | None:
     """A parameter's text as the type that the notebook declares; without one, as YAML reads it."""
-    kinds: dict[str, Callable[[str], Any]] = {"bool": _boolean, "int": int, "float": float, "str": str}
+    expected = parameter.inferred_type_name
+    kind = {"bool": bool, "int": int, "float": float, "str": str}.get(expected)
     try:
-        return kinds.get(parameter.inferred_type_name, yaml.safe_load)(text)
-    except (ValueError, KeyError, yaml.YAMLError):
-        expected = parameter.inferred_type_name
+        return TypeAdapter(kind).validate_python(text) if kind else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
         raise AfpError(f"{path.name}: parameter {parameter.name} is {text!r}, expected {expected}") from None
-
-
-def _boolean(text: str) -> bool:
-    return {"true": True, "false": False}[text.lower()]
-
-
-def _check_kernel() -> None:
-    """The kernel ``python3`` must be this Python: another would find other packages, or none."""
-    try:
-        spec = KernelSpecManager().get_kernel_spec(KERNEL)
-    except NoSuchKernel:
-        raise AfpError("no Jupyter kernel 'python3'; install the environment with `make setup`") from None
-    python = spec.argv[0]
-    if Path(python).is_absolute() and Path(python).parent.resolve() != Path(sys.executable).parent.resolve():
-        raise AfpError(f"kernel 'python3' is {python}, not {sys.executable}; activate this environment")
 
 
 def _clean(notebook: nbformat.NotebookNode) -> None:
     """What a reader needs not: papermill's paths and times, widget state, progress bars."""
-    notebook.metadata.pop("papermill", None)
-    notebook.metadata.pop("widgets", None)
+    for metadata in (notebook.metadata, *(cell.metadata for cell in notebook.cells)):
+        for field in ("papermill", "execution", "widgets"):
+            metadata.pop(field, None)
+        if metadata.get("tags") == []:
+            metadata.pop("tags")
     notebook.metadata["kernelspec"] = {"name": KERNEL, "display_name": "Python 3", "language": "python"}
     for cell in notebook.cells:
-        for field in ("papermill", "execution"):
-            cell.metadata.pop(field, None)
-        if cell.metadata.get("tags") == []:
-            cell.metadata.pop("tags")
+        outputs = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]
+        outputs = [o for o in outputs if WIDGET not in o.get("data", {})]
+        for output in outputs:
+            _shrink(output.get("data", {}))
         if cell.cell_type == "code":
-            cell.outputs = [
-                o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})
-            ]
-            for output in cell.outputs:
-                _shrink(output.get("data", {}))
+            cell.outputs = outputs
 
 
 def _shrink(data: dict) -> None:

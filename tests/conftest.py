@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from afp import cli
+from afp import cli, detectors
 from afp.data.layouts import from_folders
 from afp.data.manifest import read_manifest, write_manifest
 from afp.data.splits import deal_folds, few_tiles, use_fold
@@ -86,17 +89,24 @@ def save(path: str, seed: int, fake: bool = False, **options) -> Path:
     return file
 
 
+class Shown(NamedTuple):
+    """A command's exit code, and what it printed."""
+
+    code: int
+    text: str
+
+
 @pytest.fixture
 def afp(monkeypatch, capsys, tmp_path):
-    """Runs a command as the console script does, in an empty folder; returns its exit code and what it printed."""
+    """Runs a command as the console script does, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments) -> tuple[int, str]:
+    def run(*arguments) -> Shown:
         monkeypatch.setattr(sys, "argv", ["afp", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         printed = capsys.readouterr()
-        return stop.value.code or 0, printed.out + printed.err
+        return Shown(stop.value.code or 0, printed.out + printed.err)
 
     return run
 
@@ -124,3 +134,30 @@ def small_manifest(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def small_frame(small_manifest) -> pd.DataFrame:
     return read_manifest(small_manifest)
+
+
+@pytest.fixture(scope="session")
+def tiny_tower(tmp_path_factory) -> str:
+    """A CLIP image tower of three narrow blocks with random weights, in a folder."""
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        projection_dim=16,
+    )
+    folder = tmp_path_factory.mktemp("tiny")
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def probe(small_frame, tiny_tower):
+    """A linear probe on the second block of the tiny tower."""
+    parts = [small_frame[small_frame["split"] == s] for s in ("train", "validation")]
+    config = {"backbone": tiny_tower, "block": "2", "c": [1.0]}
+    return detectors.create("linear-probe", **config).fit(*parts, progress=False)

@@ -23,6 +23,7 @@ from afp import detectors
 from afp.errors import AfpError, ModelError
 from afp.models.backbones import QUANTISED, hub_commit, load_backbone
 from afp.paths import ROOT
+from afp.results import runs
 
 
 def write_tower(folder: Path, seed: int = 0, size: int = 32) -> str:
@@ -175,7 +176,7 @@ def test_code_that_comes_with_a_backbone_is_never_run(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_revision_of_the_hub_can_be_named(tmp_path, monkeypatch):
+def test_a_revision_of_the_hub_can_be_named(tmp_path, small_frame, monkeypatch):
     """From a hub's cache that was filled by hand: a branch `v1` beside `main`."""
     commits = {"main": "a" * 40, "v1": "b" * 40}
     for seed, (branch, commit) in enumerate(commits.items()):
@@ -191,6 +192,10 @@ def test_a_revision_of_the_hub_can_be_named(tmp_path, monkeypatch):
     assert main.fingerprint != v1.fingerprint
     with pytest.raises(ModelError, match="some/tower@v2"):
         load_backbone("some/tower@v2")
+    monkeypatch.setenv("AFP_DATA", str(tmp_path / "data"))
+    config = {"backbone": "some/tower@v1", "block": 1}
+    run = runs.fit_run("linear-probe", small_frame, tmp_path / "run", config=config, progress=False)
+    assert json.loads((run / "environment.json").read_text())["hub_commit"] == commits["v1"]
 
 
 EXTRACT = """

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import picture
+from conftest import save as save_picture
 from PIL import Image
 from scipy.special import logit
 from test_clip_detectors import small_clip, small_dual
 from test_vlm import save, small_config
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
-from typer.testing import CliRunner
 
 from afp import detectors
-from afp.cli import app
 from afp.data.preprocess import prepare_all
 from afp.errors import ModelError
 from afp.figures import overlays
@@ -35,28 +34,6 @@ def _float32():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbones, "best_dtype", lambda device: torch.float32)
         yield
-
-
-@pytest.fixture(scope="module")
-def probe(small_frame, tmp_path_factory):
-    """A linear probe on a CLIP image tower of three narrow blocks."""
-    torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-        projection_dim=16,
-    )
-    folder = tmp_path_factory.mktemp("tiny")
-    CLIPVisionModelWithProjection(config).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
-    parts = [small_frame[small_frame["split"] == s] for s in ("train", "validation")]
-    return detectors.create("linear-probe", backbone=str(folder), block="2", c=[1.0]).fit(
-        *parts, progress=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +107,8 @@ def test_deletion_measures_the_move_towards_the_other_decision(probe, images):
     found = relevance.deletion(victim, images, maps, 0.25)
     upside_down = relevance.deletion(victim, images, -maps, 0.25)
     assert (found["relevant"] > upside_down["relevant"]).all()
-    assert (
-        relevance.faithfulness(found, list("abcd")).value
-        > relevance.faithfulness(upside_down, list("abcd")).value
-    )
+    good, bad = (relevance.faithfulness(rows, list("abcd")).value for rows in (found, upside_down))
+    assert good > bad
     with pytest.raises(ValueError, match=r"share: 1\.5"):
         relevance.deletion(victim, images, maps, 1.5)
 
@@ -160,20 +135,16 @@ def test_an_overlay_is_red_where_fake_and_blue_where_real(images):
     assert overlays.overlay(images[0], np.zeros((2, 2))).size == images[0].size
 
 
-def test_the_command_writes_an_overlay_for_each_readable_image(probe, small_manifest, tmp_path):
-    run, images = probe.save(tmp_path / "run"), tmp_path / "images"
-    images.mkdir()
-    picture(1).save(images / "a <b>.png")
-    (images / "broken.png").write_bytes(b"nothing")
-    arguments = ["score", str(images), "--run", str(run), "--out", str(tmp_path / "s.csv")]
-    result = CliRunner().invoke(app, [*arguments, "--explain", str(tmp_path / "maps")])
-    assert result.exit_code == 1 and "overlays: 1" in result.output
-    assert [f.name for f in (tmp_path / "maps").glob("*.png")] == ["0000-a__b_.png"]
+def test_the_command_writes_an_overlay_for_each_readable_image(probe, afp, tmp_path):
+    probe.save(tmp_path / "run")
+    save_picture("images/a <b>.png", 1)
+    Path("images/broken.png").write_bytes(b"nothing")
+    code, shown = afp("score", "images", "--run", "run", "--explain", "maps")
+    assert code == 1 and "overlays: 1" in shown
+    assert [f.name for f in Path("maps").glob("*.png")] == ["0000-a__b_.png"]
 
 
-def test_the_command_refuses_before_any_work_what_cannot_be_explained(small_frame, tmp_path):
-    run = runs.fit_run("metadata", small_frame, tmp_path / "run", progress=False)
-    arguments = ["score", small_frame["file"].iloc[0], "--run", str(run), "--out", str(tmp_path / "s.csv")]
-    result = CliRunner().invoke(app, [*arguments, "--explain", str(tmp_path / "maps")])
-    assert isinstance(result.exception, ModelError) and "metadata: its score" in str(result.exception)
-    assert not (tmp_path / "s.csv").exists()
+def test_the_command_refuses_before_any_work_what_cannot_be_explained(small_frame, afp):
+    runs.fit_run("metadata", small_frame, "run", progress=False)
+    code, shown = afp("score", small_frame["file"].iloc[0], "--run", "run", "--explain", "maps")
+    assert code == 2 and "metadata: its score has no gradient" in shown and not Path("scores.csv").exists()

@@ -446,25 +446,30 @@ def start(*arguments: object) -> subprocess.Popen:
     return subprocess.Popen([*AFP, *map(str, arguments)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
 
-# A command that kills itself (SIGKILL) before it does a thing, such as putting a file into place, for the n-th time.
-KILLED = """
-import os, signal, sys
-left, act = int(sys.argv[1]), getattr(os, sys.argv[2])
+# A command that sends itself a signal before it does a thing, such as putting a file into place, for the n-th time.
+STOPPED = """
+import os, sys
+left, number, act = int(sys.argv[1]), int(sys.argv[2]), getattr(os, sys.argv[3])
 def count(*given):
     global left
     left -= 1
     if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
     return act(*given)
-setattr(os, sys.argv[2], count)
+setattr(os, sys.argv[3], count)
 from afp.cli import main
-main(sys.argv[3:])
+main(sys.argv[4:])
 """
 
 
+def stopped(n: int, by: signal.Signals, *arguments: object, doing: str = "replace") -> tuple[int, str]:
+    command = [sys.executable, "-c", STOPPED, str(n), str(int(by)), doing, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
 def killed(n: int, *arguments: object, doing: str = "replace") -> None:
-    command = [sys.executable, "-c", KILLED, str(n), doing, *map(str, arguments)]
-    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    assert stopped(n, signal.SIGKILL, *arguments, doing=doing)[0] == -signal.SIGKILL
 
 
 def learned(folder: Path) -> dict[str, bytes]:
@@ -567,3 +572,36 @@ def test_without_assertions(detector, afp, small_manifest, tmp_path):
     weights = [content(tmp_path / name) for name in "ab"]
     same = [name for name in weights[0] if name.endswith((".safetensors", "images.csv"))]
     assert len(same) > 1 and all(weights[0][name] == weights[1][name] for name in same)
+
+
+@pytest.mark.cases(3)
+def test_an_interrupted_fit_and_score(afp, run, small_manifest, tmp_path):
+    """Ctrl-C during `afp fit`, at 2 moments, and `afp score`, and the same command again
+    one line that says what was kept, exit 130; then the same run and table as without it"""
+    fit = ("fit", "-d", "spectrum", "-m", small_manifest, "--out")
+    score = ("score", small_manifest, "--run", run, "--out")
+    for command, name, moments, kept in (
+        (fit, "r", (1, 3), "the features and training steps"),
+        (score, "s.csv", (1,), "the rows scored"),
+    ):
+        for moment in moments:
+            status, shown = stopped(moment, signal.SIGINT, *command, tmp_path / name)
+            assert status == 130 and f"interrupted: {kept} so far are kept" in shown.replace("saved ", "")
+            assert "Traceback" not in shown and not (tmp_path / name / "config.json").exists()
+        for again in (name, f"alone-{name}"):
+            assert afp(*command, tmp_path / again)[0] == 0
+    assert learned(tmp_path / "r") == learned(tmp_path / "alone-r")
+    assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "alone-s.csv").read_bytes()
+
+
+@pytest.mark.parametrize("weight", [float("nan"), 1e30])
+def test_a_backbone_that_gives_no_numbers(weight, afp, tower, small_manifest, tmp_path):
+    """A weight of a folder's backbone that is no number, or so large that it gives none
+    one line that names the backbone and the image; nothing of it is cached"""
+    weights = load_file(Path(tower) / "model.safetensors")
+    next(w for name, w in weights.items() if name.endswith("layers.0.mlp.fc1.weight"))[0, 0] = weight
+    save_file(weights, Path(tower) / "model.safetensors", metadata={"format": "pt"})
+    command = ("fit", "-d", "linear-probe", "--backbone", tower, "-m", small_manifest, "--set", "block=1")
+    status, shown = afp(*command, "--out", tmp_path / "r")
+    assert status == 2 and "are not finite; its weights are damaged" in line(shown)
+    assert not list((tmp_path / "data").rglob("*.safetensors")) and not (tmp_path / "r").exists()

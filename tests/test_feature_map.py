@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import picture
+from conftest import save
 
 from afp.errors import DataError
 from afp.figures import maps
@@ -26,21 +26,21 @@ def made_up():
     return features, label, source
 
 
+def measured(features, labels, sources, k=5, n_permutations=30):
+    x = feature_space.unit_features(features)
+    return feature_space.measure(x, labels, sources, k=k, n_permutations=n_permutations)
+
+
 def test_structure_is_found_and_noise_is_not(made_up):
     features, label, source = made_up
-    found = feature_space.measure(
-        feature_space.unit_features(features), label, source, k=5, n_permutations=50
-    )
+    found = measured(features, label, source)
     assert list(found.index) == list(feature_space.MEASURES)
     assert found.loc["separability", "p"] < 0.05 and found.loc["separability", "value"] > 0.7
     assert found["null"].between(-0.1, 0.6).all()
-    noise = np.random.default_rng(1).normal(size=features.shape)
-    chance = feature_space.measure(feature_space.unit_features(noise), label, source, k=5, n_permutations=50)
+    chance = measured(np.random.default_rng(1).normal(size=features.shape), label, source, n_permutations=50)
     assert (chance["p"] > 0.02).all()
     assert chance.loc["separability", "null"] == pytest.approx(0.5, abs=0.05)
-    photo = feature_space.measure(
-        feature_space.unit_features(features), source, source, k=5, n_permutations=50
-    )
+    photo = measured(features, source, source)
     assert list(photo.index) == ["purity", "silhouette"]
     assert photo.loc["purity", "value"] > 0.8 > 5 * photo.loc["purity", "null"]
 
@@ -69,26 +69,29 @@ def test_without_versions_of_a_photograph_whole_sources_are_dealt():
     label = source % 2
     x = rng.normal(size=(80, 20))
     x[:, 0] += 4 * label
-    found = feature_space.measure(feature_space.unit_features(x), label, source, k=5, n_permutations=30)
+    found = measured(x, label, source)
     assert list(found.index) == list(feature_space.MEASURES)
     assert found.loc["separability", "value"] > 0.9 and found.loc["separability", "p"] < 0.05
-    dealt = feature_space._deal_sources(label, source, rng)
-    assert (dealt[::2] == dealt[1::2]).all() and dealt.sum() == label.sum() and (dealt != label).any()
     photos = rng.normal(0, 3, (40, 20))[source] + rng.normal(size=(80, 20))  # nothing but the photograph
-    chance = feature_space.measure(feature_space.unit_features(photos), label, source, k=1, n_permutations=50)
-    assert (
-        chance.loc["purity", "null"] > 0.9
-    )  # the other image of a source is always near, and bears its label
+    chance = measured(photos, label, source, k=1)  # the source's other image is near, and bears its label
+    assert chance.loc["purity", "null"] > 0.9
     with pytest.raises(ValueError, match="80 labels of 80 images"):
-        feature_space.measure(feature_space.unit_features(x), np.arange(80), source)
+        measured(x, np.arange(80), source)
 
 
 def test_a_few_photographs_with_several_labels_do_not_fix_the_others(made_up):
     features, label, _source = made_up
     alone = np.arange(160)
     alone[:2] = alone[4:6] = 0, 1  # file names that happen to be the same
-    found = feature_space.measure(feature_space.unit_features(features), label, alone, k=5, n_permutations=30)
-    assert abs(found.loc["separability", "null"] - 0.5) < 0.1
+    assert abs(measured(features, label, alone).loc["separability", "null"] - 0.5) < 0.1
+
+
+def test_an_unmatched_map_shows_no_photograph_in_both_classes(made_up):
+    _, label, source = made_up
+    frame = pd.DataFrame({"label": label, "source": source})
+    shown = frame[feature_space.unmatched(frame)]
+    assert (shown.groupby("source")["label"].nunique() == 1).all()
+    assert shown["label"].mean() == 0.5 and shown["source"].nunique() == 20
 
 
 def test_chosen_rows_are_whole_sources_that_nobody_trained_on():
@@ -119,49 +122,33 @@ def test_maps_repeat_and_refuse_bad_settings(made_up):
         first, again = (feature_space.project(features, method, 10) for _ in range(2))
         assert first.shape == (160, 2)
         np.testing.assert_array_equal(first, again)
-    for bad in (
-        {"method": "mds"},
-        {"method": "tsne", "neighbours": 1},
-        {"method": "umap", "neighbours": 100},
-    ):
-        with pytest.raises(ValueError, match=next(iter(bad)) if len(bad) == 1 else "neighbours"):
-            feature_space.project(features, **bad)
+    for method, neighbours, message in (("mds", 5, "method"), ("tsne", 1, "neigh"), ("umap", 100, "neigh")):
+        with pytest.raises(ValueError, match=message):
+            feature_space.project(features, method, neighbours)
     with pytest.raises(ValueError, match="k: 160"):
-        feature_space.measure(features, made_up[1], made_up[2], k=160)
+        measured(*made_up, k=160)
     with pytest.raises(ValueError, match="1 labels"):
-        feature_space.measure(features, np.zeros(160), made_up[2])
+        measured(made_up[0], np.zeros(160), made_up[2])
 
 
 def test_the_page_opens_offline_and_no_name_becomes_markup(tmp_path):
     evil = "</script><img src=x onerror=alert(1)>.png"
-    rows = []
-    for i, generator in enumerate(["real", "<b>net</b>", "net"]):
-        file = tmp_path / f"{i}.png"
-        picture(i).save(file)
-        rows.append(
-            {
-                "file": str(file),
-                "path": f"{i} {evil}",
-                "generator": generator,
-                "kind": "k",
-                "label": int(i > 0),
-                "source": "<i>s</i>",
-            }
-        )
+    frame = pd.DataFrame({"generator": ["real", "<b>net</b>", "net"], "label": [0, 1, 1]})
+    frame = frame.assign(kind="k", source="<i>s</i>", path=[f"{i} {evil}" for i in range(3)])
+    frame["file"] = [str(save(tmp_path / f"{i}.png", i)) for i in range(3)]
     xy = np.arange(6.0).reshape(3, 2)
-    page = maps.write_page(xy, pd.DataFrame(rows), tmp_path / "new" / "map.html", "<u>t</u>")
+    page = maps.write_page(xy, frame, tmp_path / "new" / "map.html", "<u>t</u>")
     text = page.read_text(encoding="utf-8")
     for markup in (evil, "<b>net", "<i>s", "<u>t"):
         assert markup not in text
     assert not re.search(r"<script[^>]+src=|<link[^>]+href=", text)
     assert text.count("data:image") >= 3
-    _fig, table = maps.maps({"a": xy}, pd.DataFrame(rows), ["label", "generator", "source"])
+    _fig, table = maps.maps({"a": xy}, frame, ["label", "generator", "source"])
     np.testing.assert_array_equal(table[["x", "y"]], xy)
 
 
 def test_twenty_generators_have_a_colour_each():
-    rows = pd.DataFrame(
-        {"generator": ["real", *(f"net {i}" for i in range(20))], "kind": "unknown", "label": [0] + [1] * 20}
-    )
+    nets = [f"net {i}" for i in range(20)]
+    rows = pd.DataFrame({"generator": ["real", *nets], "kind": "unknown", "label": [0] + [1] * 20})
     colours, legend = maps._colours(rows, "generator")
     assert len(set(colours)) == 21 and not legend

@@ -16,32 +16,15 @@ from afp.results.tables import summary_table, to_markdown
 @pytest.fixture(scope="module")
 def scores() -> pd.DataFrame:
     rng = np.random.default_rng(0)
-    kinds = {
-        "real": "real",
-        "real-resampled": "real",
-        "gan": "GAN",
-        "up-2": "super-resolution",
-        "up-4": "super-resolution",
-        "flux": "text-to-image",
-    }
-    rows = [
-        {
-            "path": f"{generator}/{photo}.png",
-            "label": int(kind != "real"),
-            "generator": generator,
-            "kind": kind,
-            "source": f"photo{photo}",
-            "perturbation": "none",
-            "detector": "probe",
-            "error": "",
-            "seen": int(generator == "gan"),
-            "threshold": 0.4 + 0.1 * (photo % 2),
-            "score": round(float(np.clip(rng.normal(0.35 + 0.25 * (kind != "real"), 0.2), 0, 1)), 2),
-        }
-        for generator, kind in kinds.items()
-        for photo in range(20)
-    ]
-    return pd.DataFrame(rows)
+    kinds = {"real": "real", "real-resampled": "real", "gan": "GAN"}
+    kinds |= {"up-2": "super-resolution", "up-4": "super-resolution", "flux": "text-to-image"}
+    index = pd.MultiIndex.from_product([kinds, range(20)], names=["generator", "photo"])
+    rows = index.to_frame(index=False).assign(perturbation="none", detector="probe", error="")
+    rows["path"] = rows["generator"] + "/" + rows["photo"].astype(str) + ".png"
+    rows = rows.assign(kind=rows["generator"].map(kinds), source=rows["photo"].astype(str))
+    rows = rows.assign(label=(rows["kind"] != "real").astype(int), seen=(rows["kind"] == "GAN").astype(int))
+    drawn = rng.normal(0.35 + 0.25 * rows["label"], 0.2).clip(0, 1).round(2)
+    return rows.assign(threshold=0.4 + 0.1 * (rows["photo"] % 2), score=drawn)
 
 
 @pytest.fixture(scope="module")
@@ -78,22 +61,27 @@ def test_roc_curves_have_scikit_learns_area(scores):
 
 def test_held_out_bars_plot_the_results(results):
     fig, table = evaluation.held_out_bars(results)
-    assert table["group"].drop_duplicates().tolist() == [
-        "gan",
-        "up-2",
-        "up-4",
-        "flux",
-        "mean held-out",
-        "min held-out",
-    ]
+    shown = table["group"].drop_duplicates().tolist()
+    assert shown == ["gan", "up-2", "up-4", "flux", "mean held-out", "min held-out"]
     joined = table.merge(results, on=["group", "kind", "against", "metric"], suffixes=("", "_expected"))
     assert len(joined) == len(table) == 12 and (joined["value"] == joined["value_expected"]).all()
     drawn = {x for line in fig.axes[0].lines if len(line.get_xdata()) == 6 for x in line.get_xdata()}
     assert drawn == set(table["value"])
     assert "gan (held-in)" in [label.get_text() for label in fig.axes[0].get_yticklabels()]
-    assert set(evaluation.held_out_bars(results, "eer")[1]["group"]) > {"max held-out"}
-    with pytest.raises(ValueError, match="nonsense"):
-        evaluation.held_out_bars(results, "nonsense")
+    two = pd.concat([results, results.assign(perturbation="blur:1")])
+    with pytest.raises(ValueError, match=r"perturbations \['none', 'blur:1'\], expected one"):
+        evaluation.held_out_bars(two)
+
+
+def test_arrows_lead_from_one_detector_to_another(results):
+    both = pd.concat([results.assign(detector="zero-shot"), results.assign(detector="tuned")])
+    both["value"] = both["value"].where(both["detector"] == "zero-shot", both["value"] / 2)
+    fig, table = evaluation.change_arrows(both, "zero-shot", "tuned")
+    assert len(table) == 2 * len(evaluation.held_out_bars(results)[1])
+    arrows = [t for ax in fig.axes for t in ax.texts if t.arrow_patch]
+    for arrow in arrows:
+        assert arrow.xy[0] == arrow.get_position()[0] / 2 and arrow.xy[1] == arrow.get_position()[1]
+    assert {t.get_position()[0] for t in arrows} == set(table.query("detector == 'zero-shot'")["value"])
 
 
 def test_histograms_hold_every_image(scores):
@@ -152,17 +140,10 @@ def test_image_grid_takes_files_and_images(tmp_path):
 def test_summary_table_reads_well_and_repeats_nothing(results):
     table = summary_table(results)
     assert table.columns.tolist() == ["group", "vs real", "vs real-resampled"]
-    assert table["group"].tolist() == [
-        "gan (held-in)",
-        "up-2",
-        "up-4",
-        "flux",
-        "mean held-in",
-        "mean held-out",
-        "mean held-out, super-resolution",
-        "min held-out",
-        "min held-out, super-resolution",
+    means = [
+        f"{group}{kind}" for group in ("mean", "min") for kind in (" held-out", " held-out, super-resolution")
     ]
+    assert table["group"].tolist() == ["gan (held-in)", "up-2", "up-4", "flux", "mean held-in", *means]
     row = results.query("group == 'flux' and against == 'real' and metric == 'auc'").iloc[0]
     assert table.loc[3, "vs real"] == f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
     two = summary_table(pd.concat([results, results.assign(detector="other")]), ("auc", "eer"))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import nbformat
 import pytest
 from conftest import picture
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from typer.testing import CliRunner
 
-from afp.cli import app
-from afp.errors import AfpError
 from afp.figures.gallery import build_gallery
 
 INTRO = """# 01 A title & more
@@ -88,12 +86,7 @@ def test_every_notebook_and_figure_is_shown_and_every_link_leads_somewhere(pages
     links = [a.get("href", "") for a in first.all("a")]
     assert "02_second.html#part-two" in links and "https://example.org/" in links
     assert not [href for href in links if "images.py" in href or "javascript" in href]
-    assert (
-        "a script" in first.text
-        and "1 + 1" in first.text
-        and "wide" in first.text
-        and "painted" in first.text
-    )
+    assert all(text in first.text for text in ("a script", "1 + 1", "wide", "painted"))
     assert (out / "figures" / "01_one.csv").read_text() == "x,y\n1,2\n"
 
 
@@ -108,10 +101,8 @@ def test_no_page_loads_or_runs_anything(pages):
     assert "alert" not in pages["01_first.html"].text.replace("javascript:alert(1)", "")
 
 
-def test_the_command_says_what_is_missing_or_where_the_gallery_is(executed, tmp_path, monkeypatch):
+def test_the_command_says_what_is_missing_or_where_the_gallery_is(executed, afp, monkeypatch):
     monkeypatch.delenv("AFP_FIGURES")
-    with pytest.raises(AfpError, match="afp run --all"):
-        build_gallery(tmp_path / "nowhere", tmp_path / "out")
-    done = CliRunner().invoke(app, ["gallery", str(executed), "--out", str(tmp_path / "g")])
-    assert done.exit_code == 0 and str(tmp_path / "g" / "index.html") in done.output
-    assert (tmp_path / "g" / "figures" / "99_old.png").is_file()
+    assert "afp run --all" in afp("gallery", "nowhere").text
+    code, shown = afp("gallery", executed, "--out", "g")
+    assert code == 0 and "g/index.html" in shown and Path("g/figures/99_old.png").is_file()

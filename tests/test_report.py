@@ -9,7 +9,6 @@ import pytest
 from bs4 import BeautifulSoup
 from conftest import picture
 from PIL import Image, ImageDraw
-from test_attacks import tiny  # noqa: F401
 from typer.testing import CliRunner
 
 from afp import detectors
@@ -120,8 +119,8 @@ def test_the_page_stands_alone_and_escapes_names(run, images, tmp_path):
     assert [row[3][:5] for row in rows[:2]] == [f"{score:.3f}" for score in good["score"]]
 
 
-def test_the_page_shows_where_a_tower_looks_in_the_highest_scores(tiny, small_frame, images, tmp_path):  # noqa: F811
-    config = {"backbone": tiny, "block": "2", "c": [1.0]}
+def test_the_page_shows_where_a_tower_looks_in_the_highest_scores(tiny_tower, small_frame, images, tmp_path):
+    config = {"backbone": tiny_tower, "block": "2", "c": [1.0]}
     run = runs.fit_run("linear-probe", small_frame, tmp_path / "r", config=config, progress=False)
     arguments = ["score", str(images), "--run", str(run), "--out", str(tmp_path / "s.csv"), "--html"]
     for n_maps in (2, 1, 0):

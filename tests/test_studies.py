@@ -4,27 +4,23 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from sklearn.metrics import roc_auc_score
 
-from afp.data.splits import use_fold
+from afp.data.splits import held_in_generators, hold_in, use_fold
+from afp.detectors import create
 from afp.errors import DataError
 from afp.studies import training_size
+from afp.studies.transfer import transfer
 
 
 @pytest.fixture
 def frame():
-    rows = [
-        (f"{g}/{s}_{i}", int(g not in ("real", "real-resampled")), g, f"photo{s}", split)
-        for s in range(10)
-        for g, split in (
-            ("real", "train"),
-            ("real-resampled", "train"),
-            ("seen", "train"),
-            ("unseen", "none"),
-        )
-        for i in range(3)
-    ]
-    frame = pd.DataFrame(rows, columns=["path", "label", "generator", "source", "split"])
-    return frame.assign(kind="GAN", sha256=frame["path"], file=frame["path"])
+    index = pd.MultiIndex.from_product([range(10), ["real", "real-resampled", "seen", "unseen"], range(3)])
+    frame = index.set_names(["source", "generator", "tile"]).to_frame(index=False)
+    frame["path"] = frame["generator"] + frame["source"].astype(str) + frame["tile"].astype(str)
+    frame["label"] = frame["generator"].isin(["seen", "unseen"]).astype(int)
+    frame["split"] = np.where(frame["generator"] == "unseen", "none", "train")
+    return frame.assign(source=frame["source"].astype(str), kind="GAN", sha256=frame["path"])
 
 
 def test_fewer_draws_photographs_or_tiles(frame):
@@ -70,3 +66,31 @@ def test_held_out_takes_one_row_of_the_metrics(frame):
     assert one.held_out("GAN") == pytest.approx((fake[:, None] > real).mean())
     with pytest.raises(ValueError, match="0 rows in the metrics"):
         one.held_out("no such kind")
+
+
+def test_each_generator_is_learned_from_in_turn(small_frame):
+    """Fresh cross-fits by hand give the same diagonal and the same off-diagonal cell."""
+    names = ["half", "half-twice"]
+    table = transfer("spectrum", small_frame, names, n_boot=0, progress=False).set_index(
+        ["trained", "tested"]
+    )
+    assert list(table.index) == [
+        ("half", "half"),
+        ("half", "half-twice"),
+        ("half-twice", "half"),
+        ("half-twice",) * 2,
+    ]
+    for trained in names:
+        found = []
+        for k in range(5):
+            part = use_fold(hold_in(small_frame, [trained]), k)
+            assert held_in_generators(part) == [trained]
+            used = part[(part["label"] == 0) | (part["generator"] == trained)]
+            test = part[(part["split"] == "test") & part["generator"].isin(["real", "half"])]
+            detector = create("spectrum").fit(
+                used[used["split"] == "train"], used[used["split"] == "validation"]
+            )
+            found.append(roc_auc_score(test["label"], detector.score(test)))
+        assert table.loc[(trained, "half"), "auc"] == pytest.approx(np.mean(found))
+    with pytest.raises(DataError, match="no fake image by 'real', expected some of half, half-twice"):
+        hold_in(small_frame, ["real"])

@@ -6,6 +6,7 @@ import asyncio
 import io
 
 import ipywidgets
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -83,7 +84,10 @@ def test_a_ladder_of_several_images_has_a_row_for_each(detector, small_frame):
     fig, table = widgets.ladder(detector, images, ("none", "blur:1"))
     assert len(fig.axes) == 2 * len(images) == len(table)
     assert table["score"].tolist()[2:4] == [detector.score(images, s)[1] for s in ("none", "blur:1")]
-    assert fig.axes[2].get_title().startswith(f"{images['generator'].iloc[1]}\nnone: P(fake)")
+    assert fig.axes[2].get_title().startswith(f"{images['generator'].iloc[1]}\nnone\nP(fake)")
+    fake = (table["score"] >= detector.threshold_).to_numpy().reshape(-1, 2)
+    framed = np.reshape([bool(ax.patches) for ax in fig.axes], (-1, 2))
+    assert (framed[:, 1] == (fake[:, 0] != fake[:, 1])).all() and not framed[:, 0].any() and framed.any()
 
 
 def test_nothing_to_choose_from_is_said(detector, small_frame):

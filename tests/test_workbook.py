@@ -8,25 +8,20 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
-from afp import cli, workbook
+from afp import workbook
 from afp.errors import AfpError
 
-TAG = {"tags": ["parameters"]}
 PARAMETERS = "n: int = 3  # how many\nname: str = 'x'  # whose # one\n\n# a comment\nrate: float = 0.5"
 
 
 def write(folder: Path, *cells: str, parameters: str = PARAMETERS, name: str = "50_try_this.ipynb") -> Path:
-    notebook = new_notebook(
-        cells=[
-            new_markdown_cell("# A question"),
-            new_code_cell(parameters, metadata=TAG),
-            *map(new_code_cell, cells),
-        ]
-    )
+    tagged = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    notebook = new_notebook(cells=[new_markdown_cell("# A question"), tagged, *map(new_code_cell, cells)])
     nbformat.write(notebook, folder / name)
     return folder / name
 
@@ -56,32 +51,37 @@ def test_a_notebook_without_one_parameters_cell_is_refused(tmp_path):
 def test_a_run_takes_parameters_with_their_types(tmp_path):
     path = write(tmp_path, "print([n, name, rate, extra])", parameters=PARAMETERS + "\nextra = ''")
     before = path.read_bytes()
-    values = {"n": "7", "name": "a b=c", "rate": "1e-3", "extra": "null"}
+    values = {"n": "7", "name": "8", "rate": "1e-3", "extra": "null"}
     done = workbook.execute(path, values, tmp_path / "out")
     assert done == tmp_path / "out" / path.name
-    assert printed(done).strip() == "[7, 'a b=c', 0.001, None]"
+    assert printed(done).strip() == "[7, '8', 0.001, None]"
     assert path.read_bytes() == before
     again = workbook.execute(path, {"extra": "true"}, tmp_path / "out")
     assert printed(again).strip() == "[3, 'x', 0.5, True]"
 
 
-def test_a_text_parameter_stays_text_and_a_wrong_number_is_named(tmp_path):
-    path = write(
-        tmp_path, "print([sizes, n])", parameters='sizes: str = "8,16"  # sides\nn: int = 1  # how many'
-    )
-    assert printed(workbook.execute(path, {"sizes": "32", "n": "2"}, tmp_path / "out")).strip() == "['32', 2]"
-    with pytest.raises(AfpError, match="parameter n is 'many', expected int"):
-        workbook.execute(path, {"n": "many"}, tmp_path / "out")
-
-
-def test_an_unknown_parameter_runs_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"m": "1"}, "no parameter 'm', expected n, name, rate"),
+        ({"n": "many"}, "parameter n is 'many', expected int"),
+    ],
+)
+def test_a_wrong_parameter_runs_nothing(values, message, tmp_path):
     path = write(tmp_path, f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(AfpError, match="no parameter 'm', expected n, name, rate"):
-        workbook.execute(path, {"m": "1"}, tmp_path / "out")
+    with pytest.raises(AfpError, match=message):
+        workbook.execute(path, values, tmp_path / "out")
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
 
 
-def test_a_notebook_runs_with_this_python_in_the_notebooks_folder(tmp_path):
+def test_a_notebook_runs_with_this_python_in_the_notebooks_folder(tmp_path, monkeypatch):
+    """Even where `python3` is the name of another environment's kernel."""
+    kernel = tmp_path / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    argv = ["/opt/other/bin/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "other", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     path = write(tmp_path, "import os, sys; print(sys.executable); print(os.getcwd())")
     python, cwd = printed(workbook.execute(path, out=tmp_path / "out")).split("\n")[:2]
     assert Path(python).samefile(sys.executable) and Path(cwd) == workbook.NOTEBOOKS
@@ -103,15 +103,11 @@ def test_in_place_keeps_the_source_and_takes_no_parameters(tmp_path):
     assert [c.get("outputs") for c in nbformat.read(path, as_version=4).cells] == first
 
 
-def test_a_failing_cell_is_shown_and_kept(tmp_path, monkeypatch, capsys):
+def test_a_failing_cell_is_shown_and_kept(tmp_path, afp):
     path = write(tmp_path, "print('before')", "values = {}\nvalues['lost key']", "print('after')")
-    monkeypatch.setattr(sys, "argv", ["afp", "run", str(path), "--out", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    shown = capsys.readouterr().err
-    assert stop.value.code not in (0, None)
-    assert "KeyError" in shown and "lost key" in shown and "values['lost key']" in shown
-    assert "50_try_this.ipynb: cell" in shown
+    code, shown = afp("run", path, "--out", tmp_path / "out")
+    assert code == 2 and "50_try_this.ipynb: cell" in shown
+    assert "KeyError" in shown and "values['lost key']" in shown
     assert not (tmp_path / "out" / path.name).exists()
     kept = tmp_path / "out" / f"failed-{path.name}"
     assert str(kept) in shown and printed(kept).strip() == "before"
@@ -124,18 +120,6 @@ def test_a_failed_run_in_place_leaves_the_notebook_and_adds_none(tmp_path, monke
     with pytest.raises(AfpError, match="ZeroDivisionError"):
         workbook.execute(path)
     assert path.read_bytes() == before and workbook.find([], everything=True) == [path]
-
-
-def test_a_foreign_kernel_is_refused(tmp_path, monkeypatch):
-    kernel = tmp_path / "jupyter" / "kernels" / "python3"
-    kernel.mkdir(parents=True)
-    argv = ["/opt/other/bin/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (kernel / "kernel.json").write_text(
-        json.dumps({"argv": argv, "display_name": "other", "language": "python"})
-    )
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    with pytest.raises(AfpError, match=r"kernel 'python3' is /opt/other/bin/python"):
-        workbook.execute(write(tmp_path), out=tmp_path / "out")
 
 
 def test_notebooks_are_found_by_number_name_and_path(tmp_path, monkeypatch):
@@ -156,14 +140,38 @@ def test_notebooks_are_found_by_number_name_and_path(tmp_path, monkeypatch):
 def test_large_pictures_are_made_small(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
-    path = write(
-        tmp_path,
-        "from IPython.display import Image, display",
-        f"display(Image({str(tmp_path / 'noise.png')!r}))",
-    )
+    path = write(tmp_path, f"from IPython.display import Image\nImage({str(tmp_path / 'noise.png')!r})")
     done = workbook.execute(path, out=tmp_path / "out")
     assert done.stat().st_size < (tmp_path / "noise.png").stat().st_size / 2
-    data = nbformat.read(done, as_version=4).cells[-1].outputs[0].data
-    (kind,) = [k for k in data if k.startswith("image/")]
-    with Image.open(io.BytesIO(base64.b64decode(data[kind]))) as picture:
-        assert picture.size == (300, 300)
+    (data,) = (o.data for o in nbformat.read(done, as_version=4).cells[-1].outputs)
+    picture = next(text for kind, text in data.items() if kind.startswith("image/"))
+    assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (300, 300)
+
+
+def test_a_grid_runs_each_setting_once(afp, tmp_path):
+    """One of four settings fails; the second call runs that one alone; the tables are put together."""
+    count = "import os, pathlib\npathlib.Path(os.environ['COUNT'], f'{n}-{rate}-{os.getpid()}').touch()"
+    table = (
+        "import pandas as pd\nfolder = pathlib.Path(os.environ['AFP_FIGURES'])\nfolder.mkdir(exist_ok=True)"
+    )
+    table += "\npd.DataFrame({'auc': [n * rate]}).to_csv(folder / '50_auc.csv', index=False)"
+    fail = "again = pathlib.Path(os.environ['COUNT'], 'mended').exists()\n"
+    fail += "if n == 2 and rate == 0.5 and not again:\n    raise ValueError('by chance')"
+    path = write(tmp_path, count, fail, table)
+    (tmp_path / "grid.yaml").write_text("n: [1, 2]\nrate: [0.5, 0.25]\n")
+    command = ("run", path, "--grid", tmp_path / "grid.yaml", "-j", 2, "--out", tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COUNT", str(tmp_path))
+        patch.delenv("AFP_FIGURES")
+        first = afp(*command)
+        assert first.code == 1 and "4 settings, 1 failed" in first.text and "by chance" in first.text
+        (tmp_path / "mended").touch()
+        assert afp(*command).code == 0
+    assert sorted(p.name.rsplit("-", 1)[0] for p in tmp_path.glob("?-0.*")) == [
+        *("1-0.25", "1-0.5", "2-0.25", "2-0.5", "2-0.5"),
+    ]
+    rows = pd.read_csv(tmp_path / "out" / "50_auc.csv")
+    assert len(rows) == 4 and (rows["auc"] == rows["n"] * rows["rate"]).all()
+    assert pd.read_csv(tmp_path / "out" / "grid.csv")["error"].isna().all()
+    refused = afp("run", path, "04", "--grid", tmp_path / "grid.yaml")
+    assert refused.code == 2 and "--grid: expected one notebook" in refused.text

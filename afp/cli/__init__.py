@@ -25,13 +25,14 @@ COMMANDS = {
     "score": ("detect", "Score images with a run: P(fake), a row each."),
     "evaluate": ("detect", "Metrics with 95 % intervals, per generator."),
     "test": ("detect", "AntifakePrompt's own command line: a verdict, or accuracy over two folders."),
-    "attack": ("attack", "Make a test set of attacked photographs."),
+    "attack": ("data", "Make a test set of attacked photographs."),
     "import-checkpoint": ("checkpoint", "Make a run of a released pseudo-word, or the reverse."),
     "run": ("notebooks", "Execute notebooks headlessly with papermill."),
     "gallery": ("notebooks", "Executed notebooks and figures as static pages that need no network."),
 }
 KEPT = {
     "demo": "the images made so far are kept",
+    "fit": "the features and training steps saved so far are kept",
     "score": "the rows scored so far are kept",
     "run": "the notebooks executed so far are kept",
 }
@@ -103,17 +104,12 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except Exception as error:
-        if "--debug" in arguments[:1] or not _is_expected(error):
+        from safetensors import SafetensorError
+
+        if "--debug" in arguments[:1] or not isinstance(error, AfpError | OSError | SafetensorError):
             raise
         echo(f"error: {error}", fg="red", err=True)
         sys.exit(2)
-
-
-def _is_expected(error: Exception) -> bool:
-    """Whether files, settings or the disk are at fault, and not this program."""
-    from safetensors import SafetensorError
-
-    return isinstance(error, AfpError | OSError | SafetensorError)
 
 
 def _join_parameters(arguments: list[str]) -> list[str]:

@@ -1,7 +1,8 @@
-"""Commands about the machine and the images: doctor, demo, manifest, audit."""
+"""Commands about the machine and the images: doctor, demo, manifest, audit, attack."""
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import pandas as pd
 import typer
 
 from ..files import LEFT_OUT, MANIFEST, check_output, written_whole
-from .echo import echo, print_table, print_tree
+from .echo import echo, print_table
 from .screen import print_findings, print_frame
 
 
@@ -74,7 +75,10 @@ def manifest(
         ),
     ] = False,
     held_out: Annotated[
-        list[str] | None, typer.Option(help="Generator kept out of training and validation (repeatable).")
+        list[str] | None,
+        typer.Option(
+            help="Generator kept out of training and validation, with the reals of its set (repeatable)."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Changes which source goes where.")] = 0,
     drop_unreadable: Annotated[
@@ -109,8 +113,10 @@ def manifest(
         raise DataError(f"all {len(frame)} images are {'fake' if generators else 'real'}; both are needed")
     if unknown := set(held_out or []) - set(generators):
         raise DataError(f"--held-out: no generator {sorted(unknown)[0]!r}, expected {', '.join(generators)}")
-    away = frame["generator"].isin(held_out or []) & (frame["split"] != "test")
-    frame.loc[away, "split"] = "none"
+    fake, away = frame["label"] == 1, frame["generator"].isin(held_out or [])
+    sets = set(frame.loc[fake & away, "set"]) - set(frame.loc[fake & ~away, "set"]) - {""}
+    away |= frame["set"].isin(sets)  # a set's reals go with its fakes, as the papers train on one set alone
+    frame.loc[away & (frame["split"] != "test"), "split"] = "none"
     _print_listing(frame, listing.left_out, notes)
     if left_out:
         with written_whole(left_out) as partial:
@@ -137,16 +143,15 @@ def _named(texts: list[str], default: str) -> list[tuple[str, Path]]:
 
 
 def _print_listing(frame: pd.DataFrame, left_out: list, notes: list[str]) -> None:
-    """What was understood, as a tree: classes, generators, sets, with counts; then what was left out."""
-    branches: dict[str, list[str]] = {}
+    """What was understood: classes, generators, sets, with counts; then what was left out."""
+    echo(f"{len(frame)} images of {frame['source'].nunique()} sources")
     for label, name in ((0, "real"), (1, "fake")):
         part = frame[frame["label"] == label]
-        leaves = branches[f"{name}: {len(part)}"] = []
+        echo(f"  {name}: {len(part)}")
         for (generator, group), images in part.groupby(["generator", "set"]):
             counts = ", ".join(f"{n} {split}" for split, n in images["split"].value_counts().items())
             title = f"{generator} (set {group})" if group else generator
-            leaves.append(f"{title}: {len(images)} images, {images['source'].nunique()} sources ({counts})")
-    print_tree(f"{len(frame)} images of {frame['source'].nunique()} sources", branches)
+            echo(f"    {title}: {len(images)} images, {images['source'].nunique()} sources ({counts})")
     for group, rows in pd.DataFrame(left_out, columns=["file", "group", "reason"]).groupby("group"):
         reasons = rows["reason"].str.partition(":")[0].value_counts()
         parts = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
@@ -171,3 +176,44 @@ def audit(
         print_table(("told apart by", "AUC, 95 % interval by source"), lines)
     if not ok:
         raise typer.Exit(1)
+
+
+def attack(
+    kind: Annotated[str, typer.Argument(help="pgd | fgsm | poison | patch | blended")],
+    manifest: Annotated[
+        Path, typer.Option("--manifest", "-m", help="Manifest whose photographs are attacked.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for images, manifest.csv and attack.json.")],
+    epsilon: Annotated[
+        str, typer.Option(help="Largest change of a colour value, such as 8/255 or 0.03.")
+    ] = "8/255",
+    steps: Annotated[int, typer.Option(help="Steps of pgd and poison.")] = 10,
+    size: Annotated[int, typer.Option(help="Side of the patch, in pixels.")] = 16,
+    per_source: Annotated[int, typer.Option(help="Images of each source to attack.")] = 1,
+    backbone: Annotated[
+        str, typer.Option(help="The victim's: demo-clip, a hub name or a folder.")
+    ] = "demo-clip",
+    dtype: Annotated[str, typer.Option(help="The victim's: float32, or bfloat16 for speed.")] = "float32",
+    seed: Annotated[int, typer.Option(help="Random start, blended pattern.")] = 0,
+) -> None:
+    """Attack a manifest's photographs: images and a manifest; the attacked ones are fakes of kind 'attack'."""
+    from ..data.manifest import read_manifest
+    from ..errors import DataError
+    from ..studies.attack_sets import make_attack_set, read_record
+    from ..studies.attacks import Settings
+
+    try:
+        budget = float(Fraction(epsilon))
+    except (ValueError, ZeroDivisionError):
+        raise DataError(f"--epsilon: {epsilon!r}, expected a number such as 8/255 or 0.03") from None
+    settings = Settings(kind, budget, steps, size, seed)
+    frame = make_attack_set(
+        read_manifest(manifest), out, settings, per_source=per_source, backbone=backbone, dtype=dtype
+    )
+    record = read_record(out)
+    success = record["success_rate"]
+    echo(f"victim: {record['victim'] or 'none, a trigger works on a model that was trained on it'}")
+    if success is not None:
+        echo(f"success: {success:.0%} of {record['n']} stored images")
+    echo(f"largest change: {record['largest_change']} of 255 grey levels")
+    echo(f"{len(frame)} images: {out / 'manifest.csv'}")

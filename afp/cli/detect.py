@@ -29,6 +29,10 @@ def fit(
         str | None, typer.Option(help="Fold 0 to 4 for the test split, or 'all' to score every image once.")
     ] = None,
     without: Annotated[list[str] | None, typer.Option(help="Generator left out of training.")] = None,
+    held_in: Annotated[
+        list[str] | None,
+        typer.Option(help="Generator to train on, instead of the manifest's (repeatable)."),
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="demo-clip, an alias, a hub name or a folder.")] = None,
     target_fpr: Annotated[
         float | None,
@@ -59,6 +63,7 @@ def fit(
 ) -> None:
     """Train a detector. Validation picks its hyperparameters and its threshold."""
     from ..data.manifest import read_manifest
+    from ..data.splits import hold_in
     from ..detectors import create
     from ..detectors.base import read_config
     from ..detectors.operating_point import TARGET_FPR, OperatingPoint
@@ -81,6 +86,8 @@ def fit(
     if target_fpr is None and not balanced and fold != "all":
         target_fpr = TARGET_FPR
     frame = read_manifest(_demo_or(manifest))
+    if held_in:
+        frame = hold_in(frame, held_in)
     options: dict = {"config": config, "without": without or [], "target_fpr": target_fpr}
     try:
         if fold == "all":

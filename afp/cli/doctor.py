@@ -29,17 +29,10 @@ def check_machine() -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding("python", sys.version_info >= (3, 11), f"{version} (3.11 or newer)")
     tested = dict(re.findall(r"^(\S+)==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M))
-    wrong = [
-        f"{name} {found} (tested: {tested[name]})"
-        for name in PACKAGES
-        if (found := _version(name)) != tested[name]
-    ]
-    detail = (
-        f"{', '.join(wrong)}; mend with `make setup`"
-        if wrong
-        else f"the tested versions of {', '.join(PACKAGES)}"
-    )
-    yield Finding("packages", not wrong, detail)
+    found = {name: _version(name) for name in PACKAGES}
+    wrong = [f"{n} {version} (tested: {tested[n]})" for n, version in found.items() if version != tested[n]]
+    good = f"the tested versions of {', '.join(PACKAGES)}"
+    yield Finding("packages", not wrong, f"{', '.join(wrong)}; mend with `make setup`" if wrong else good)
     memory = psutil.virtual_memory().available
     yield Finding("memory", memory > 3 * GIB, f"{memory / GIB:.1f} GiB free (the demo needs 3 GiB)")
     disk = shutil.disk_usage(_existing(data_dir())).free
@@ -69,9 +62,8 @@ def _unchanged(check: str, folder: Path, current: bool) -> Finding:
     if wrong is None or not current:
         return Finding(check, False, f"{folder} is not built, or by an older version; {MEND}")
     shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-    return Finding(
-        check, not wrong, f"{folder}: {shown} damaged or missing; {MEND}" if wrong else f"{folder}, unchanged"
-    )
+    detail = f"{folder}: {shown} damaged or missing; {MEND}" if wrong else f"{folder}, unchanged"
+    return Finding(check, not wrong, detail)
 
 
 def _existing(folder: Path) -> Path:

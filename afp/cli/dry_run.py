@@ -63,9 +63,8 @@ class BackboneSize:
         n_tokens = (vision.image_size // vision.patch_size) ** 2 + 1
         # CLIP: class tokens of all layers and the embedding are cached; InstructBLIP: all tokens of the last layer.
         states = (vision.num_hidden_layers + 1) * vision.hidden_size + getattr(config, "projection_dim", 0)
-        return cls(
-            whole, tower, n_tokens, 2 * (n_tokens * vision.hidden_size if language else states), language
-        )
+        cached = 2 * (n_tokens * vision.hidden_size if language else states)
+        return cls(whole, tower, n_tokens, cached, language)
 
 
 # Of the models that may not be here yet.
@@ -108,7 +107,7 @@ def check_notebooks(notebooks: list[Path], given: dict[str, dict[str, str]]) -> 
     Returns:
         Findings: data, weights, detectors, then disk and memory with the estimates behind them.
     """
-    disk, memory, but = 0.0, 0.0, ""
+    disk = memory = 0.0
     for notebook in notebooks:
         values, name = given.get(notebook.stem, {}), notebook.stem
         if not values:
@@ -117,7 +116,6 @@ def check_notebooks(notebooks: list[Path], given: dict[str, dict[str, str]]) -> 
         if path := values.get("manifest_path"):
             finding, frame = _manifest((NOTEBOOKS / path).resolve())
             yield Finding(f"{name} data", *finding)
-            but = but if frame is not None else " (not counting the manifests that are missing)"
         if runs := values.get("own_runs"):
             there = any((NOTEBOOKS / runs).glob("*/scores.csv"))
             mend = "" if there else " holds no */scores.csv; make one with `afp fit --fold all`"
@@ -127,15 +125,17 @@ def check_notebooks(notebooks: list[Path], given: dict[str, dict[str, str]]) -> 
         for backbone in filter(None, map(values.get, ("backbone", "vlm"))):
             there, detail, size = _weights(backbone)
             yield Finding(f"{name} weights", there, detail)
-            memory = max(memory, 2 * size.n_parameters if size else 0)  # bytes
-            if size and frame is not None:
-                perturbed = [values.get(key, "") for key in ("perturbations", "augment")]
-                n_views = len(frame) * (1 + sum(len(list(filter(None, p.split(",")))) for p in perturbed))
+            if size is None:
+                continue
+            memory = max(memory, size.n_parameters * backbones.best_dtype(backbones.best_device()).itemsize)
+            if frame is not None:
+                perturbed = ",".join(values.get(key, "") for key in ("perturbations", "augment"))
+                n_views = len(frame) * (1 + len(list(filter(None, perturbed.split(",")))))
                 disk = max(disk, n_views * size.cached)
                 yield Finding(f"{name} time", True, f"{backbone}: {_time(size, n_views)}")
                 if size.n_language:
                     yield Finding(f"{name} training", *_fit(size, frame, values.get("preset", "demo")))
-    yield from _room(disk, memory, but)
+    yield from _room(disk, memory)
 
 
 @cache
@@ -180,7 +180,8 @@ def _weights(name: str) -> tuple[bool, str, BackboneSize | None]:
     try:
         return True, f"{name}: {folder}", BackboneSize.of(folder)
     except (OSError, ValueError, AttributeError) as error:
-        return False, f"{folder}: no model that transformers knows ({str(error).splitlines()[0]})", None
+        reason = str(error).splitlines()[0]
+        return False, f"{folder}: no model that transformers knows ({reason})", None
 
 
 def _time(size: BackboneSize, n_views: int) -> str:
@@ -201,20 +202,16 @@ def _fit(size: BackboneSize, frame: pd.DataFrame, preset: str) -> tuple[bool, st
         return False, str(error)
     n_train, flops = int((frame["split"] == "train").sum()), 2 * size.n_language * N_READ
     hours = 2 * epochs * n_train * flops / GPU_FLOPS / 3600
-    steps = (
-        f"{epochs} epochs x {n_train:,} training images x 2 (forward, gradient) x {flops / 1e12:.2g} TFLOP"
-    )
-    return (
-        True,
-        f"at least {hours:.2g} GPU-hours a fit of the pseudo-word: {steps} / {GPU_FLOPS / 1e12:.0f} TFLOP/s",
-    )
+    steps = f"{epochs} epochs x {n_train:,} training images x 2 (forward, gradient)"
+    cost = f"{steps} x {flops / 1e12:.2g} TFLOP / {GPU_FLOPS / 1e12:.0f} TFLOP/s"
+    return True, f"at least {hours:.2g} GPU-hours a fit of the pseudo-word: {cost}"
 
 
-def _room(disk: float, memory: float, but: str) -> Iterator[Finding]:
-    """Is there room for the largest cache of features (``but`` is what it leaves out) and the largest model?"""
+def _room(disk: float, memory: float) -> Iterator[Finding]:
+    """Is there room for the largest cache of features and the largest model?"""
     folder = next(p for p in (cache_dir(), *cache_dir().parents) if p.exists())
     free = shutil.disk_usage(folder).free
-    detail = f"{free / GIB:.0f} GiB free in {folder}, features need {disk / GIB:.2g} GiB{but}"
+    detail = f"{free / GIB:.0f} GiB free in {folder}, features of the data found need {disk / GIB:.2g} GiB"
     yield Finding("disk", free > disk, detail)
     on_gpu = backbones.best_device().type == "cuda"
     available = torch.cuda.mem_get_info()[0] if on_gpu else psutil.virtual_memory().available

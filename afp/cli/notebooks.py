@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import AfpError
 from .echo import echo
 from .screen import pair, print_findings
 
@@ -27,6 +28,11 @@ def run(
         bool,
         typer.Option("--in-place", help="Write outputs into the notebook itself, figures into figures/."),
     ] = False,
+    grid: Annotated[
+        Path | None,
+        typer.Option(help="YAML of `parameter: [values]`: run one notebook for every combination; resumes."),
+    ] = None,
+    jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="Of a grid: how many run at once.")] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Run nothing: say what is missing and what it would cost.")
     ] = False,
@@ -38,6 +44,18 @@ def run(
     values = dict(pair("-p", text) for text in parameters or [])
     given = read_parameters(params) if params else {}
     paths = workbook.find(notebooks or [], everything)
+    if grid:
+        if len(paths) != 1 or in_place or dry_run:
+            raise AfpError("--grid: expected one notebook, without --in-place and --dry-run")
+        settings = [given.get(paths[0].stem, {}) | values | setting for setting in workbook.read_grid(grid)]
+        rows = workbook.execute_grid(paths[0], settings, out, jobs)
+        failed = rows[rows["error"] != ""]
+        for row in failed.itertuples():
+            echo(f"error  {row.notebook}: {row.error}", fg="red", err=True)
+        echo(f"{len(rows)} settings, {len(failed)} failed: {out / 'grid.csv'}")
+        if len(failed):
+            raise typer.Exit(1)
+        return
     merged = {path.stem: given.get(path.stem, {}) | values for path in paths}
     if dry_run:
         if not print_findings(check_notebooks(paths, merged)):

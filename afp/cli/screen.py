@@ -56,10 +56,8 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
             print_frame(held_out_table(part), title=title)
         if results["detector"].nunique() > 1:
             print_frame(comparison_table(results), title="AUC with 95 % intervals")
-    fakes = results[results["kind"] != "real"]
-    for reals in fakes.loc[
-        (fakes["against"] == "real") & fakes["reals"].str.contains(" + ", regex=False), "reals"
-    ].unique():
+    against_photos = results[(results["kind"] != "real") & (results["against"] == "real")]["reals"]
+    for reals in against_photos[against_photos.str.contains(" + ", regex=False)].unique():
         echo(f"real images are pooled ({reals}); a column `set` pairs each generator with its own")
     for text in metrics.questions(results):
         echo(f"question: {text}", fg="yellow", err=True)

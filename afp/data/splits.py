@@ -69,6 +69,27 @@ def held_in_generators(frame: pd.DataFrame) -> list[str]:
     return sorted(frame.loc[(frame["split"] == "train") & (frame["label"] == 1), "generator"].unique())
 
 
+def hold_in(frame: pd.DataFrame, generators: Sequence[str]) -> pd.DataFrame:
+    """The manifest with these generators in training and validation, and no other.
+
+    Their images go where the photograph of their source is. Those of others stay in the test split, or leave.
+
+    Args:
+        frame: a manifest with its splits.
+        generators: names of fake ones, at least one.
+    Raises:
+        DataError: a name that no fake image has.
+    """
+    fake = frame["label"] == 1
+    if unknown := sorted(set(generators) - set(frame.loc[fake, "generator"])):
+        known = ", ".join(sorted(set(frame.loc[fake, "generator"])))
+        raise DataError(f"held-in: no fake image by {unknown[0]!r}, expected some of {known}")
+    photographs = frame[~fake].drop_duplicates("source").set_index("source")["split"]
+    of_source = frame["source"].map(photographs).fillna(frame["split"].replace("none", "train"))
+    split = frame["split"].where(~fake | (frame["split"] == "test"), "none")
+    return frame.assign(split=split.where(~(fake & frame["generator"].isin(generators)), of_source))
+
+
 def use_fold(frame: pd.DataFrame, fold: int, n_folds: int = N_FOLDS, seed: int = 0) -> pd.DataFrame:
     """Re-assign the splits for cross-fitting: every source is in the test split of exactly one fold.
 

@@ -134,7 +134,7 @@ class Detector(ABC):
         Returns:
             float64, (n,), in [0, 1].
         Raises:
-            ModelError: not fitted.
+            ModelError: not fitted, or scores that are no numbers.
             UnreadableImages: names every image that cannot be decoded.
             ValueError: unknown perturbation.
         """
@@ -143,15 +143,14 @@ class Detector(ABC):
         perturbation = check_perturbation(perturbation)
         if frame.empty:
             return np.empty(0)
-        scores = self._score_in_parts(frame, perturbation, progress and processes.rank() == 0)
-        if scores.shape != (len(frame),) or not np.isfinite(scores).all():
-            raise FloatingPointError(
-                f"{self.name}: scores of shape {scores.shape} with values that are not finite"
-            )
-        return scores
+        return self._score_in_parts(frame, perturbation, progress and processes.rank() == 0)
 
     def _score_in_parts(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
         scores = processes.by_rows(lambda part: self._score(part, perturbation, progress), frame)
+        if bad := int((~np.isfinite(scores)).sum()):
+            raise ModelError(
+                f"{self.name}: {bad} of {len(frame)} scores are no numbers; the weights are damaged"
+            )
         return scores.astype(np.float64)
 
     def config(self) -> dict:

@@ -208,6 +208,10 @@ class TowerDetector(Detector):
         if not self.published:
             self._features(frame, "none", progress)
 
+    def _warm_up(self, frame: pd.DataFrame, progress: bool) -> None:
+        if not self.published:
+            self._features(frame, "none", progress)
+
     def _pixels(self, frame: pd.DataFrame) -> Labelled:
         """Rows as the tower's input, with views and weights as the preset wants them."""
         tower = self.backbone_

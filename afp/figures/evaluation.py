@@ -8,10 +8,11 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from sklearn.metrics import roc_curve
 
 from ..errors import AfpError
-from ..results.metrics import CONTROLS, LOWER_IS_BETTER, N_BINS, check_scores, compute
+from ..results.metrics import CONTROLS, N_BINS, check_scores, compute
 from .style import (
     DOUBLE,
     SERIES,
@@ -22,6 +23,7 @@ from .style import (
     draw_intervals,
     drawing,
     key,
+    legend_above,
     method_styles,
     name_rows,
 )
@@ -31,26 +33,19 @@ DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 
 
 @drawing
-def held_out_bars(results: pd.DataFrame, metric: str = "auc") -> Drawn:
-    """Point and 95 % interval of each generator, then mean and worst over the held-out ones.
+def held_out_bars(results: pd.DataFrame) -> Drawn:
+    """AUC with its 95 % interval of each generator, then mean and worst over the held-out ones.
 
     A colour and marker a detector; filled against real photographs, open against any other set of real images.
 
     Args:
         results: as of `afp.results.metrics.evaluate`, one perturbation.
     Raises:
-        ValueError: several perturbations, or no such metric.
+        AfpError: several perturbations.
     """
-    df = results[results["metric"] == metric]
-    if df.empty or df["perturbation"].nunique() != 1:
-        found = list(df["perturbation"].unique())
-        raise AfpError(f"results: {len(df)} rows of metric {metric!r}, perturbations {found}; expected one")
-    of_all = ["mean held-out", ("max" if metric in LOWER_IS_BETTER else "min") + " held-out"]
-    aggregate = df["group"].str.match("(mean|min|max) held-")
-    single = df[~aggregate]
-    df = df[~aggregate | (df["group"].isin(of_all) & (df["kind"] == "all"))]
+    df, single = _aucs(results)
     generators = in_order_of_distance(single)
-    groups = generators + [group for group in of_all if group in set(df["group"])]
+    groups = generators + [group for group in df["group"].unique() if group not in generators]
     series = df[["detector", "against"]].drop_duplicates().to_numpy().tolist()
     looks = method_styles(df["detector"])
 
@@ -62,13 +57,11 @@ def held_out_bars(results: pd.DataFrame, metric: str = "auc") -> Drawn:
         look = looks[detector]
         face = look["color"] if against in ("real", "") else "white"
         draw_intervals(ax, at, rows, upright=False, markerfacecolor=face, **look)
-    seen = set(single.loc[single["seen"] == 1, "group"])
-    name_rows(ax, [group + (" (held-in)" if group in seen else "") for group in groups])
-    if metric == "auc":
-        chance_line(ax, upright=True)
+    name_rows(ax, _row_names(groups, single))
+    chance_line(ax, upright=True)
     if len(groups) > len(generators):
         ax.axhline(len(generators) - 0.5, color="0.4", linewidth=0.6)
-    ax.set_xlabel(metric.upper() if len(metric) < 4 else metric.replace("_", " "))
+    ax.set_xlabel("AUC")
     keys = [key(name, **look) for name, look in looks.items()]
     for name in single["against"].unique():
         face = "0.3" if name in ("real", "") else "white"
@@ -76,6 +69,89 @@ def held_out_bars(results: pd.DataFrame, metric: str = "auc") -> Drawn:
         keys.append(key(text, color="0.3", marker="o", linestyle="", markerfacecolor=face))
     fig.legend(handles=keys, loc="outside right center")
     return fig, df.sort_values("group", key=lambda column: column.map(groups.index), kind="stable")
+
+
+@drawing
+def change_arrows(results: pd.DataFrame, before: str, after: str) -> Drawn:
+    """What training changes: an arrow a generator, a panel each kind of generator and each set of real images.
+
+    The arrow leads from one detector's AUC to the other's, each with its 95 % interval; other detectors stand
+    beneath it, without theirs. The table is that of `held_out_bars`.
+
+    Args:
+        results: as there.
+        before, after: detectors, such as "zero-shot" and "tuned".
+    """
+    df, single = _aucs(results)
+    order = in_order_of_distance(single)
+    df = df.sort_values("group", key=lambda c: c.map({g: i for i, g in enumerate(order)}), kind="stable")
+    panels = {kind: list(part["group"].unique()) for kind, part in df.groupby("kind", sort=False)}
+    sets, looks = list(df["against"].unique()), method_styles(df["detector"])
+    heights = [len(groups) + 0.6 for groups in panels.values()]
+    fig, axes = plt.subplots(
+        len(panels),
+        len(sets),
+        figsize=(DOUBLE, 0.9 + 0.36 * sum(heights)),
+        height_ratios=heights,
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+    )
+    aside = {before: -0.1, after: 0.1}
+    for row, (kind, groups) in zip(axes, panels.items(), strict=True):
+        for ax, against in zip(row, sets, strict=True):
+            name_rows(ax, _row_names(groups, single))
+            chance_line(ax, upright=True)
+            part = df[(df["kind"] == kind) & (df["against"] == against)]
+            part = part.assign(at=part["group"].map(groups.index))
+            for name, look in looks.items():
+                rows = part[part["detector"] == name]
+                if name in aside:
+                    draw_intervals(ax, rows["at"] + aside[name], rows, upright=False, **look)
+                else:
+                    ax.plot(rows["value"], rows["at"] + 0.32, linestyle="", **look | {"markersize": 3.5})
+            wide = part.pivot(index="at", columns="detector", values="value")
+            arrow = {"arrowstyle": "-|>", "color": looks[after]["color"], "shrinkA": 0, "shrinkB": 0}
+            for at, start, end in wide[[before, after]].itertuples():
+                ax.annotate("", (end, at), (start, at), arrowprops=arrow)
+        row[0].set_title("over all held-out" if kind == "all" else kind, loc="left", fontsize=8.5)
+    for ax, against in zip(axes[-1], sets, strict=True):
+        ax.set_xlabel(f"AUC against {against}" if against else "AUC")
+    legend_above(fig, [key(name, **look) for name, look in looks.items()])
+    return fig, df
+
+
+@drawing
+def transfer_matrix(table: pd.DataFrame) -> Drawn:
+    """AUC by the generator trained on (rows) and the one tested (columns).
+
+    Args:
+        table: as of `afp.studies.transfer.transfer`.
+    """
+    order = list(table["trained"].unique())
+    values = table.pivot(index="trained", columns="tested", values="auc").loc[order, order]
+    fig, ax = plt.subplots(figsize=(0.62 * len(order) + 2.2, 0.45 * len(order) + 1.2))
+    look = {"cmap": "cividis", "vmin": 0.5, "vmax": 1, "linewidths": 1, "square": False}
+    sns.heatmap(values, ax=ax, annot=True, fmt=".2f", cbar_kws={"label": "AUC"}, **look)
+    ax.set_xlabel("tested on")
+    ax.set_ylabel("trained on")
+    ax.tick_params(axis="x", rotation=30)
+    return fig, table
+
+
+def _aucs(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """AUC of each generator, with mean and worst over the held-out ones, and without them."""
+    df = results[results["metric"] == "auc"]
+    if len(found := df["perturbation"].unique()) != 1:
+        raise AfpError(f"results: perturbations {list(found)}, expected one")
+    aggregate = df["group"].str.match("(mean|min|max) held-")
+    shown = df["group"].isin(["mean held-out", "min held-out"]) & (df["kind"] == "all")
+    return df[~aggregate | shown], df[~aggregate]
+
+
+def _row_names(groups: list[str], single: pd.DataFrame) -> list[str]:
+    seen = set(single.loc[single["seen"] == 1, "group"])
+    return [f"{group} (held-in)" if group in seen else group for group in groups]
 
 
 def in_order_of_distance(rows: pd.DataFrame) -> list[str]:

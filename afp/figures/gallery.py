@@ -26,26 +26,11 @@ from .grid import data_uri
 
 TITLE = "Was this image made by a generator?"
 # All that a notebook's page may hold; whatever else an output brings is shown as text or left out.
-TAGS = {
-    *(
-        "a",
-        "abbr",
-        "b",
-        "blockquote",
-        "br",
-        "code",
-        "dd",
-        "del",
-        "details",
-        "div",
-        "dl",
-        "dt",
-        "em",
-        "figcaption",
-    ),
-    *("figure", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "i", "img", "li", "ol", "p", "pre", "s", "span"),
-    *("strong", "sub", "summary", "sup", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul"),
-}
+MORE_TAGS = (
+    "br dd del details div dl dt figcaption figure h1 h2 h3 h4 h5 h6 hr img p pre s span sub summary sup "
+    "table tbody td tfoot th thead tr"
+)
+TAGS = bleach.ALLOWED_TAGS | set(MORE_TAGS.split())
 
 
 def build_gallery(executed: str | Path, out: str | Path, figures: str | Path | None = None) -> Path:
@@ -110,17 +95,10 @@ def _page(path: Path, hrefs: dict[str, str]) -> dict[str, Any]:
 
 def _harmless(body: str, hrefs: dict[str, str]) -> str:
     """Only allowed elements; pictures only from within; links only between pages and to the web."""
-    body = re.sub(
-        r"<(script|style)\b.*?</\1\s*>", "", body, flags=re.DOTALL | re.IGNORECASE
-    )  # else shown as text
-    body = bleach.clean(
-        body,
-        tags=TAGS,
-        attributes=_allowed,
-        protocols={"http", "https", "mailto", "data"},
-        css_sanitizer=CSSSanitizer(),
-        strip=True,
-    )
+    body = re.sub(r"(?is)<(script|style)\b.*?</\1\s*>", "", body)  # else shown as text
+    schemes = {"http", "https", "mailto", "data"}
+    rules = {"tags": TAGS, "attributes": _allowed, "protocols": schemes, "css_sanitizer": CSSSanitizer()}
+    body = bleach.clean(body, **rules, strip=True)
     return bleach.linkifier.Linker([partial(_link, hrefs=hrefs)], parse_email=False).linkify(body)
 
 

@@ -13,24 +13,18 @@ from PIL import Image
 
 from ..data.images import open_image
 from ..errors import AfpError
-from .style import DOUBLE, Drawn, style
+from .style import DOUBLE, Drawn, drawing
 
 
-def data_uri(image: Image.Image, side: int, kind: str = "webp") -> str:
-    """A picture inside a page: scaled down to ``side`` pixels on the longer side, as the text of a ``src``.
-
-    Args:
-        image: any mode; left as it is.
-        side: in pixels.
-        kind: "webp", "jpeg" or "png".
-    """
+def data_uri(image: Image.Image, side: int) -> str:
+    """A picture inside a page: scaled down to ``side`` pixels on the longer side, as the text of a ``src``."""
     small, buffer = image.convert("RGB"), io.BytesIO()
     small.thumbnail((side, side))
-    small.save(buffer, kind, quality=80)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    small.save(buffer, "webp", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-@style()
+@drawing
 def image_grid(files: Iterable[str | Path | Image.Image], titles: Iterable[str], columns: int = 6) -> Drawn:
     """Thumbnails in rows, a small title above each; `files` may be opened images.
 
@@ -44,14 +38,13 @@ def image_grid(files: Iterable[str | Path | Image.Image], titles: Iterable[str],
     images = [(file if isinstance(file, Image.Image) else open_image(file)).convert("RGB") for file in files]
     width = DOUBLE / max(columns, 4)
     height = width * max(image.height / image.width for image in images)
-    height += 0.12 * max(title.count("\n") + 1 for title in titles)
+    height += 0.15 * max(title.count("\n") + 1 for title in titles)
     fig, axes = plt.subplots(n_rows, columns, figsize=(width * columns, height * n_rows), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
         image.thumbnail((256, 256) if columns <= 4 else (160, 160))  # the SVG holds every pixel
         ax.imshow(image, interpolation="none")
-        ax.set_title(title, fontsize=6, pad=2)
-    plt.close(fig)
+        ax.set_title(title, fontsize=8 if columns <= 4 else 7, pad=2)
     names = ["" if isinstance(file, Image.Image) else Path(file).name for file in files]
     return fig, pd.DataFrame({"position": range(len(files)), "file": names, "title": titles})

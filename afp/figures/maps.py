@@ -15,7 +15,7 @@ from ..data.images import open_image
 from ..errors import require
 from ..files import HTML_HEAD, PAGE, check_output, write_text
 from .grid import data_uri
-from .style import DOUBLE, SERIES, Drawn, colour, series_style, style
+from .style import DOUBLE, SERIES, Drawn, colour, drawing, key, method_styles
 
 THUMBNAIL = 72  # pixels a side
 # Plotly's own hover shows text alone: this puts the picture beside it. Names go in by textContent, never as markup.
@@ -40,7 +40,7 @@ plot.on('plotly_unhover', () => { card.style.display = 'none'; });
 """
 
 
-@style()
+@drawing
 def maps(points: Mapping[str, np.ndarray], frame: pd.DataFrame, colour_by: Sequence[str]) -> Drawn:
     """A column a map, a row a colouring; the same points throughout.
 
@@ -62,13 +62,11 @@ def maps(points: Mapping[str, np.ndarray], frame: pd.DataFrame, colour_by: Seque
                 ax.set_title(title if len(title) * len(points) <= 85 else title.replace(", ", ",\n"))
         row[0].set_ylabel(f"by {by}" if legend else f"by {by}\n({frame[by].nunique()})")
         if legend:
-            row[-1].legend(
-                handles=legend, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=6, handlelength=1
-            )
-    plt.close(fig)
+            place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+            row[-1].legend(handles=legend, fontsize=7, handlelength=1, **place)
     kept = [c for c in ("path", "label", "generator", "source") if c in frame]
     tables = [frame[kept].assign(map=title, x=xy[:, 0], y=xy[:, 1]) for title, xy in points.items()]
-    return fig, pd.concat(tables, ignore_index=True)
+    return fig, pd.concat(tables)
 
 
 def _colours(frame: pd.DataFrame, by: str) -> tuple[list, list[Line2D]]:
@@ -84,12 +82,9 @@ def _colours(frame: pd.DataFrame, by: str) -> tuple[list, list[Line2D]]:
     else:
         values = sorted(frame[by].unique())
         known = dict(zip(values, _rainbow(len(values)), strict=True))
-    names = {0: "real", 1: "fake"} if by == "label" else {}
-    labels = [(names.get(value, str(value)), hue) for value, hue in known.items()]
-    legend = [
-        Line2D([], [], color=hue, label=label, marker="o", linestyle="", markersize=3.5)
-        for label, hue in labels
-    ]
+    names = {0: "real", 1: "fake"} if by == "label" else {value: str(value) for value in known}
+    dot = {"marker": "o", "linestyle": "", "markersize": 3.5}
+    legend = [key(names[value], color=hue, **dot) for value, hue in known.items()]
     return [known[v] for v in frame[by]], legend if len(known) <= 10 else []
 
 
@@ -97,7 +92,7 @@ def _rainbow(n: int) -> list:
     return [plt.get_cmap("turbo")((i + 0.5) / n) for i in range(n)]
 
 
-@style()
+@drawing
 def numbers(found: pd.DataFrame) -> Drawn:
     """Each measure (a panel) of each space and labelling, beside what dealt labels give (grey, to 97.5 %).
 
@@ -105,29 +100,24 @@ def numbers(found: pd.DataFrame) -> Drawn:
         found: rows of `afp.studies.feature_space.measure` with columns space, by, measure added.
     """
     measures, bys, spaces = (list(found[c].unique()) for c in ("measure", "by", "space"))
-    fig, axes = plt.subplots(
-        1, len(measures), figsize=(DOUBLE, 0.8 + 0.16 * len(bys) * len(spaces)), sharey=True
-    )
-    rows = [(by, space) for by in bys for space in spaces]
-    for ax, measure in zip(np.atleast_1d(axes), measures, strict=True):
+    size = (DOUBLE, 0.8 + 0.16 * len(bys) * len(spaces))
+    fig, axes = plt.subplots(1, len(measures), figsize=size, sharey=True, squeeze=False)
+    rows, looks = [(by, space) for by in bys for space in spaces], method_styles(spaces)
+    for ax, measure in zip(axes[0], measures, strict=True):
         part = found[found["measure"] == measure].set_index(["by", "space"])
-        for y, key in enumerate(rows):
-            if key in part.index:
-                value, null, high = part.loc[key, ["value", "null", "null_high"]]
+        for y, row in enumerate(rows):
+            if row in part.index:
+                value, null, high = part.loc[row, ["value", "null", "null_high"]]
                 ax.plot([null, high], [y, y], color="0.7", linewidth=4, solid_capstyle="butt")
-                k = spaces.index(key[1])
-                hue, marker = series_style(k)
-                ax.plot(value, y, marker, color=hue)
+                ax.plot(value, y, **looks[row[1]])
         for i in range(1, len(bys)):
             ax.axhline(i * len(spaces) - 0.5, color="0.5", linewidth=0.6)
         ax.set_title(measure.replace(", ", ",\n"), loc="left")
         ax.tick_params(axis="y", length=0)
         ax.margins(x=0.1)
-    first = np.atleast_1d(axes)[0]
-    first.set_yticks(range(len(rows)), [f"{by}: {space}" for by, space in rows])
-    first.set_ylim(len(rows) - 0.5, -0.5)
-    plt.close(fig)
-    return fig, found.reset_index(drop=True)
+    axes[0, 0].set_yticks(range(len(rows)), [f"{by}: {space}" for by, space in rows])
+    axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
+    return fig, found
 
 
 def write_page(xy: np.ndarray, frame: pd.DataFrame, out: str | Path, title: str = "Feature map") -> Path:
@@ -157,9 +147,8 @@ def write_page(xy: np.ndarray, frame: pd.DataFrame, out: str | Path, title: str 
             customdata=list(zip(pictures, captions, strict=True)),
             hoverinfo="none",
         )
-    fig.update_layout(
-        title=html.escape(title), template="simple_white", xaxis_visible=False, yaxis_visible=False
-    )
+    hidden = {"xaxis_visible": False, "yaxis_visible": False}
+    fig.update_layout(title=html.escape(title), template="simple_white", **hidden)
     script = _HOVER.replace("SIDE", str(THUMBNAIL))
     body = fig.to_html(include_plotlyjs=True, post_script=script, full_html=False)
     return write_text(out, f'{HTML_HEAD}<meta charset="utf-8"></head><body>{body}</body></html>\n')

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from PIL import Image
 from PIL.Image import Resampling
 from tqdm.auto import tqdm
@@ -17,24 +21,46 @@ from ..detectors.base import Detector
 from ..files import written_folder
 from ..studies.gradients import DifferentiableDetector
 from ..studies.relevance import relevance
+from .grid import image_grid
+from .style import Drawn, style
 
+COLOURS = mpl.colormaps["coolwarm"]
 MADE_BY = "afp score --explain"
 
 
-def overlay(image: Image.Image, of_image: np.ndarray, strength: float | None = None) -> Image.Image:
-    """The image, grey, under its relevance: red speaks for fake, blue for real.
+def overlay(image: Image.Image, of_image: np.ndarray) -> Image.Image:
+    """The image, grey and pale, under its relevance: red speaks for fake, blue for real.
 
     Args:
-        of_image: (g, g), of `relevance`.
-        strength: the relevance of full colour; default the image's own largest.
+        image: RGB; its dark parts are lightened, or no colour would show on them.
+        of_image: (g, g), of `relevance`; its largest value has the full colour.
     """
-    scaled = of_image / max(strength or np.abs(of_image).max(), 1e-12)
-    small = Image.fromarray(np.clip(scaled, -1, 1).astype(np.float32))
-    wide = np.asarray(small.resize(image.size, Resampling.BICUBIC)).clip(-1, 1)
-    colours = mpl.colormaps["RdBu_r"]((wide + 1) / 2)[..., :3] * 255
-    share = 0.65 * np.abs(wide)[..., None]
-    grey = np.asarray(image.convert("L").convert("RGB"), np.float64)
+    scaled = of_image / max(np.abs(of_image).max(), 1e-12)
+    wide = np.asarray(Image.fromarray(scaled.astype(np.float32)).resize(image.size, Resampling.BICUBIC))
+    colours = COLOURS((wide.clip(-1, 1) + 1) / 2)[..., :3] * 255
+    share = 0.8 * np.sqrt(np.abs(wide.clip(-1, 1)))[..., None]
+    grey = 110 + 0.5 * np.asarray(image.convert("L").convert("RGB"), np.float64)
     return Image.fromarray((grey * (1 - share) + colours * share).round().astype(np.uint8))
+
+
+def relevance_grid(
+    images: Sequence[Image.Image], maps: np.ndarray, names: Iterable[str], verdicts: Iterable[str]
+) -> Drawn:
+    """Each image, under its name, beside its `overlay`, under its verdict: three pairs a row, and a colour bar."""
+    tiles = [tile for pair in zip(images, maps, strict=True) for tile in (pair[0], overlay(*pair))]
+    titles = [text for pair in zip(names, verdicts, strict=True) for text in pair]
+    fig, table = image_grid(tiles, titles, columns=6)
+    add_colour_bar(fig)
+    return fig, table
+
+
+@style()
+def add_colour_bar(fig: Figure) -> None:
+    """What the colours of an `overlay` say, under a grid of them."""
+    scale = ScalarMappable(Normalize(-1, 1), COLOURS)
+    bar = fig.colorbar(scale, ax=fig.axes, location="bottom", shrink=0.4, aspect=40)
+    bar.set_ticks([-1, 0, 1], labels=["speaks for real", "for neither", "speaks for fake"])
+    bar.outline.set_visible(False)
 
 
 def write_overlays(

@@ -193,12 +193,12 @@ def dots(table: pd.DataFrame, row: str, series: str, *, xlabel: str = "", panel:
 
 
 @drawing
-def accuracy_against_ap(table: pd.DataFrame, ap: float = 95, accuracy: float = 80) -> Drawn:
+def accuracy_against_ap(table: pd.DataFrame) -> Drawn:
     """A panel a method, a point a set: AP (ranks well?) against accuracy (decides well?).
 
-    Shaded: AP at least `ap` with accuracy under `accuracy`, a threshold failure.
+    Shaded: a threshold failure, AP at least 95 with accuracy under 80.
     """
-    table = table.assign(failure=(table["average_precision"] >= ap) & (table["accuracy"] < accuracy))
+    table = table.assign(failure=(table["average_precision"] >= 95) & (table["accuracy"] < 80))
     kinds, names = table["kind"].replace(KINDS), _shown_names(table)
     n_rows = -(-len(names) // 4)
     size = (DOUBLE, 1.75 * n_rows + 0.45)
@@ -206,7 +206,7 @@ def accuracy_against_ap(table: pd.DataFrame, ap: float = 95, accuracy: float = 8
     markers = dict(zip(sorted(kinds.unique()), MARKERS * 2, strict=False))
     for ax, (method, name) in zip(axes.flat, names.items(), strict=False):
         part = table[table["method"] == method]
-        ax.add_patch(Rectangle((ap, 0), 105 - ap, accuracy, color="0.9", linewidth=0, zorder=0))
+        ax.add_patch(Rectangle((95, 0), 10, 80, color="0.9", linewidth=0, zorder=0))
         ax.axline((50, 50), slope=1, color="0.6", linewidth=0.8, linestyle=":")
         for kind, points in part.groupby(kinds, sort=False):
             look = {"color": colour("", str(kind)), "markersize": 3.6, "markeredgewidth": 0, "label": kind}

@@ -41,15 +41,15 @@ SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # A method's colour and marker in the whole book: the workbook's name, then the papers'.
 METHODS = {
-    ("linear-probe", "linear probing", "probe"): ("#0072B2", "o"),
+    ("linear-probe", "linear probing", "linear probe", "probe"): ("#0072B2", "o"),
     ("clip-prompt", "prompt tuning"): ("#D55E00", "s"),
     ("clip-adapter", "adapter"): ("#009E73", "^"),
     ("clip-finetune", "fine-tuning"): ("#CC79A7", "D"),
     ("clip-lora",): ("#AA4499", "d"),
     ("clip-adaptprompt",): ("#44AA99", "H"),
     ("clip-zero-shot", "CogVLM zero-shot"): ("#777777", "v"),
-    ("vlm-zero-shot", "InstructBLIP zero-shot"): ("#999933", "<"),
-    ("vlm-prompt", "AntifakePrompt"): ("#882255", "p"),
+    ("vlm-zero-shot", "InstructBLIP zero-shot", "zero-shot"): ("#999933", "<"),
+    ("vlm-prompt", "AntifakePrompt", "tuned"): ("#882255", "p"),
     ("vlm-lora", "InstructBLIP + LoRA"): ("#332288", ">"),
     ("spectrum",): ("#E69F00", "P"),
     ("metadata",): ("#000000", "X"),
@@ -97,11 +97,6 @@ def save_figure(fig: Figure, name: str, table: pd.DataFrame, folder: str | Path 
     fig.savefig(files[1], metadata={"Date": None})
     table.to_csv(files[2], index=False, lineterminator="\n")
     return files
-
-
-def series_style(k: int) -> tuple[str, str]:
-    """Colour and marker of the k-th series of a figure, from 0, where series are no methods; 49 differ."""
-    return SERIES[k % len(SERIES)], MARKERS[(k + k // len(SERIES)) % len(MARKERS)]
 
 
 def method_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -7,8 +7,10 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from ..data.preprocess import prepare
@@ -24,7 +26,9 @@ PATIENCE = 0.1  # seconds without another move, after which the score is compute
 def ladder(
     detector: Detector, images: pd.DataFrame, specs: Sequence[str] = LADDER
 ) -> tuple[Figure, pd.DataFrame]:
-    """Images under several perturbations, the score above each: one image in rows of four, several in a row each.
+    """Images under several perturbations, score and verdict above each; framed where it is not the clean image's.
+
+    One image stands in rows of four, several in a row each.
 
     Args:
         detector: fitted.
@@ -33,17 +37,24 @@ def ladder(
     Returns:
         Figure; table ``image, perturbation, score, threshold``.
     Raises:
-        ValueError: no image, or no perturbation.
+        AfpError: no image, or no perturbation.
     """
     scores = [detector.score(images, spec).tolist() for spec in specs]
-    pictures, titles, rows = [], [], []
+    clean = detector.score(images) >= detector.threshold_
+    pictures, titles, turned, rows = [], [], [], []
     for i, name in enumerate(_names(images)):
         for spec, of_spec in zip(specs, scores, strict=True):
             pictures.append(_prepare(detector, images.iloc[[i]], spec))
             lead = "" if len(images) == 1 else f"{name.partition(':')[0]}\n"
-            titles.append(f"{lead}{spec}: P(fake) {of_spec[i]:.2f}")
+            is_fake = of_spec[i] >= detector.threshold_
+            titles.append(f"{lead}{spec}\nP(fake) {of_spec[i]:.2f}: {'fake' if is_fake else 'real'}")
+            turned.append(is_fake != clean[i])
             rows.append({"image": name, "perturbation": spec, "score": of_spec[i]})
     fig, _ = image_grid(pictures, titles, columns=4 if len(images) == 1 else len(specs))
+    for ax in np.array(fig.axes, dtype=object)[: len(turned)][turned]:
+        ax.add_patch(
+            Rectangle((0, 0), 1, 1, transform=ax.transAxes, fill=False, edgecolor="#D55E00", linewidth=5)
+        )
     return fig, pd.DataFrame(rows).assign(threshold=detector.threshold_)
 
 

@@ -19,16 +19,13 @@ from tqdm.auto import tqdm
 
 from ..data.loader import ImageDataset, worker_count
 from ..data.preprocess import Normalisation, check_perturbation
-from ..errors import AfpError, UnreadableImages
+from ..errors import AfpError, ModelError, UnreadableImages
 from ..paths import cache_dir
 from .backbones import Backbone
 from .feature_store import NOWHERE, FeatureStore
 
 FOLDER = "features-2"  # of the cache; another number for another layout of its files
-POOLED = (
-    "cls",
-    "embedding",
-)  # one pass gives both: where all blocks' class tokens are kept, so is the embedding
+POOLED = ("cls", "embedding")  # from one pass: where all blocks' class tokens are kept, so is the embedding
 RESERVE = 2 * 10**9  # bytes that image tokens leave free on the disk
 _stores = True
 
@@ -102,6 +99,7 @@ def open_features(
         perturbation: applied after normalisation, before the backbone's preprocessing.
     Raises:
         UnreadableImages: names every bad file, after all the others have been cached.
+        ModelError: values that are not finite.
     """
     if frame.empty:
         raise AfpError("no image to extract features from: the frame has no row")
@@ -166,6 +164,11 @@ def _extract_missing(
                 found = backbone.extract(torch.stack(padded), sorted(outputs))
             for j, item in enumerate(good):
                 row = np.concatenate([_value(found, name, j) for name in layout])
+                if not np.isfinite(row).all():
+                    raise ModelError(
+                        f"backbone {backbone.name}: features of {item.file} are not finite; its weights are damaged, or "
+                        "too large for 16 bits"
+                    )
                 digest = dataset.rows[item.row][1]
                 if digest and _stores:
                     places[item.row] = (len(sources) - 1, *store.append(digest, row))

@@ -13,9 +13,7 @@ if TYPE_CHECKING:  # `afp --help` imports neither
     import numpy as np
     import pandas as pd
 
-PATIENCE = timedelta(
-    days=1
-)  # torch's own, half an hour, is short for a process that waits for another's images
+PATIENCE = timedelta(days=1)  # torch's own, half an hour, is short for one that waits for another's images
 
 
 def count() -> int:

@@ -38,6 +38,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -56,11 +57,23 @@ CONTROLS = ("real-resampled",)
 N_BINS = 15
 POOL_BELOW = 5  # images: too few for an estimate of their own
 KEY = ["detector", "perturbation", "path", "place"]  # tells a table's rows apart
-# What a table may lack: column -> the value that stands for nothing known.
-_DEFAULTS = {"kind": "", "error": "", "source": "", "set": "", "place": "", "generator": "unnamed"}
-_NEEDED = ["path", "label", "generator", "kind", "source", "perturbation", "detector", "seen", "threshold"]
-_NEEDED += ["score", "error"]
-_CHUNK = 300_000  # weights held at once: as many as stay in a processor's cache
+# What stands for nothing known.
+_DEFAULTS = {"generator": "unnamed", "kind": "", "source": "", "set": "", "place": "", "error": ""}
+_DEFAULTS |= {"detector": "", "perturbation": "none", "fold": -1, "seen": 0, "threshold": np.nan}
+_COMPARED = [
+    "detector",
+    "perturbation",
+    "group",
+    "generator",
+    "kind",
+    "set",
+    "source",
+    "fold",
+    "label",
+    "seen",
+]
+_COMPARED += ["score", "threshold", "failed"]
+_CHUNK = 1_000_000  # weights held at once: as many as stay in a processor's cache
 _MANY = 10_000  # sources, from which drawing them by number is faster than drawing their counts
 _MEMORY = 100_000_000  # counts held at once; with more sources than 100,000 fewer replicates do
 _FEWEST = 200  # replicates
@@ -74,7 +87,7 @@ _OVER_GENERATORS = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval; `f"{e:.2f}"` is "0.95 [0.93, 0.97]"."""
+    """A value and its 95 % interval; `f"{e:.2f}"` is "0.95 [0.93, 0.97]", which no table breaks."""
 
     value: float
     low: float
@@ -89,100 +102,126 @@ class Estimate:
 
     def __format__(self, spec: str = "") -> str:
         value, low, high = (format(x, spec or ".3f") for x in (self.value, self.low, self.high))
-        return "n/a" if np.isnan(self.value) else value if np.isnan(self.low) else f"{value} [{low}, {high}]"
+        if np.isnan(self.value):
+            return "n/a"
+        return value if np.isnan(self.low) else f"{value}\N{NO-BREAK SPACE}[{low},\N{NO-BREAK SPACE}{high}]"
 
     __str__ = __format__
 
 
-class Sample:
-    """Images with their scores, sorted once; their metrics under any weights.
+class _Side:
+    """Images of one class, from the highest score down, under the weights of some replicates.
+
+    Args:
+        label: theirs, 0 or 1.
+        scores, thresholds: (n,), scores falling.
+        weights: (replicates, n).
+    """
+
+    def __init__(self, label: int, scores: np.ndarray, thresholds: np.ndarray, weights: np.ndarray):
+        self.falling, self.thresholds = -scores, np.unique(thresholds)
+        self.above = _sums(weights)
+        self.total = self.above[:, -1]
+        self.called_val = weights @ np.where(np.isnan(thresholds), np.nan, scores >= thresholds)
+        epsilon = np.finfo(float).eps
+        self.loss = weights @ -np.log(np.clip(scores if label else 1 - scores, epsilon, 1 - epsilon))
+        bins = np.minimum((scores * N_BINS).astype(int), N_BINS - 1)
+        ends = np.searchsorted(-bins, -np.arange(N_BINS, -1, -1), side="right")
+        self.gaps = np.diff(_sums(weights * (scores - label))[:, ends], axis=1)
+
+    def reaching(self, scores: ArrayLike) -> np.ndarray:
+        """Weight of the images with at least these scores: (replicates, ...)."""
+        return self.above[:, np.searchsorted(self.falling, -np.asarray(scores), side="right")]
+
+    def over(self, scores: ArrayLike) -> np.ndarray:
+        """Weight of the images with higher scores: (replicates, ...)."""
+        return self.above[:, np.searchsorted(self.falling, -np.asarray(scores), side="left")]
+
+
+def _sums(values: np.ndarray) -> np.ndarray:
+    """Sums of the first 0, 1, ... n of (replicates, n)."""
+    sums = np.zeros((len(values), values.shape[1] + 1))
+    np.cumsum(values, axis=1, out=sums[:, 1:])
+    return sums
+
+
+def _compare(real: _Side, fake: _Side) -> dict[str, np.ndarray]:
+    """`METRICS` and `REAL_METRICS`, each (replicates,); fakes that have one threshold lend it to the real images."""
+    total, real_called_val = real.total + fake.total, real.called_val
+    if len(fake.thresholds) == 1 and np.isfinite(fake.thresholds[0]):
+        real_called_val = real.reaching(fake.thresholds[0])
+    found = {}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for suffix, called_real, called_fake in (
+            ("", real.reaching(0.5), fake.reaching(0.5)),
+            ("_val", real_called_val, fake.called_val),
+        ):
+            found["accuracy" + suffix] = (real.total - called_real + called_fake) / total
+            found["real_accuracy" + suffix] = 1 - called_real / real.total
+            found["fake_accuracy" + suffix] = called_fake / fake.total
+            found["false_positive_rate" + suffix] = called_real / real.total
+        found |= _of_the_curve(real, fake)
+        found["ece"] = np.abs(real.gaps + fake.gaps).sum(1) / total
+        found["nll"] = (real.loss + fake.loss) / total
+    return found
+
+
+def _of_the_curve(real: _Side, fake: _Side) -> dict[str, np.ndarray]:
+    """AUC, AP, EER and TPR at three FPR; NaN without both classes.
+
+    The ROC curve turns at the scores of fakes: from one to the next it runs along the real images between them.
+    """
+    scores = -np.unique(fake.falling)
+    tp, fp, fp_before = fake.reaching(scores), real.reaching(scores), real.over(scores)
+    steps = np.diff(tp, axis=1, prepend=0)
+    found = {"auc": (steps * (real.total[:, None] - (fp + fp_before) / 2)).sum(1) / (fake.total * real.total)}
+    found["ap"] = (steps * np.where(steps > 0, tp / (tp + fp), 0.0)).sum(1) / fake.total
+
+    fpr, tpr = _corners(fp_before, fp, real.total), _corners(tp - steps, tp, fake.total)
+    excess = fpr + tpr - 1  # FPR - FNR rises from -1 to 1 along the curve; the EER is where it crosses 0
+    after, rows = np.argmax(excess >= 0, axis=1), np.arange(len(tp))
+    e0, e1, f0, f1 = (a[rows, at] for a in (excess, fpr) for at in (after - 1, after))
+    found["eer"] = f0 - e0 / (e1 - e0) * (f1 - f0)
+    for percent in (1, 5, 10):
+        # Rounding must not forbid 1 of 20 images at 5 %.
+        allowed = np.count_nonzero(fpr <= percent / 100 + 1e-9, axis=1)
+        found[f"tpr_at_{percent}_fpr"] = tpr[rows, allowed - 1]
+    both = (real.total > 0) & (fake.total > 0)
+    return {name: np.where(both, values, np.nan) for name, values in found.items()}
+
+
+def _corners(before: np.ndarray, after: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """From 0 to 1, what stands before and after each distinct score: (replicates, 2 x scores + 2)."""
+    inner = np.stack([before, after], axis=2).reshape(len(total), -1)
+    return np.column_stack([np.zeros_like(total), inner, total]) / total[:, None]
+
+
+def compute(
+    labels: ArrayLike, scores: ArrayLike, thresholds: ArrayLike = np.nan, weights: ArrayLike | None = None
+) -> dict[str, np.ndarray]:
+    """All `METRICS` and `REAL_METRICS`, for every row of weights at once.
 
     Args:
         labels, scores: (n,).
         thresholds: (n,) or one; a missing one makes the `_val` metrics NaN.
-    Raises:
-        ValueError: labels outside 0/1, scores outside [0, 1].
-    """
-
-    def __init__(self, labels: ArrayLike, scores: ArrayLike, thresholds: ArrayLike | float = np.nan):
-        y, p = check_labels_and_scores(labels, scores)
-        self.order = np.argsort(-p, kind="stable")
-        y, p = y[self.order], p[self.order]
-        t = np.broadcast_to(np.asarray(thresholds, float), y.shape)[self.order]
-        right = (p >= 0.5) == y
-        right_val = np.where(np.isnan(t), np.nan, (p >= t) == y)
-        epsilon = np.finfo(float).eps
-        loss = -np.log(np.clip(np.where(y == 1, p, 1 - p), epsilon, 1 - epsilon))
-        bins = np.minimum((p * N_BINS).astype(int), N_BINS - 1)
-        gaps = np.where(bins[:, None] == np.arange(N_BINS), (p - y)[:, None], 0.0)
-        self.real, self.fake = 1 - y, y
-        rightly_called = [of * right for right in (right, right_val) for of in (self.real, self.fake)]
-        self.sums = np.column_stack([self.real, self.fake, *rightly_called, loss, gaps])
-        self.ends = np.flatnonzero(np.append(np.diff(p) != 0, True)[: len(p)])  # tied scores: one point
-
-    def metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Name of each of `METRICS` and `REAL_METRICS` -> (replicates,); weights (replicates, n) in `order`."""
-        n_real, n_fake, real, fake, real_val, fake_val, loss, *gaps = (weights @ self.sums).T
-        total, found = n_real + n_fake, {}
-        with np.errstate(invalid="ignore", divide="ignore"):
-            for suffix, right_real, right_fake in (("", real, fake), ("_val", real_val, fake_val)):
-                found["accuracy" + suffix] = (right_real + right_fake) / total
-                found["real_accuracy" + suffix] = right_real / n_real
-                found["fake_accuracy" + suffix] = right_fake / n_fake
-                found["false_positive_rate" + suffix] = 1 - right_real / n_real
-            both = self.real.any() and self.fake.any()
-            found |= self._of_the_curve(weights) if both else dict.fromkeys(METRICS[6:12], np.nan * total)
-            return found | {"ece": np.abs(gaps).sum(0) / total, "nll": loss / total}
-
-    def _of_the_curve(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Metrics of the ROC curve; NaN without both classes."""
-        tp, fp = (
-            np.pad(np.cumsum(weights * of, axis=1)[:, self.ends], ((0, 0), (1, 0)))
-            for of in (self.fake, self.real)
-        )
-        n_fake, n_real = tp[:, -1], fp[:, -1]
-        tpr, fpr = tp / n_fake[:, None], fp / n_real[:, None]
-        steps = np.diff(tp, axis=1)
-        precision = np.where(steps > 0, tp[:, 1:] / (tp[:, 1:] + fp[:, 1:]), 0.0)
-        excess = fpr + tpr - 1  # FPR - FNR rises from -1 to 1 along the curve; the EER is where it crosses 0
-        after, rows = np.argmax(excess >= 0, axis=1), np.arange(len(weights))
-        before = np.maximum(after - 1, 0)
-        e0, e1, f0, f1 = (a[rows, at] for a in (excess, fpr) for at in (before, after))
-        found = {
-            "auc": (np.diff(fp, axis=1) * (tp[:, 1:] + tp[:, :-1])).sum(1) / (2 * n_fake * n_real),
-            "ap": (steps * precision).sum(1) / n_fake,
-            "eer": f0 - e0 / (e1 - e0) * (f1 - f0),
-        }
-        for percent in (1, 5, 10):
-            # Rounding must not forbid 1 of 20 images at 5 %.
-            allowed = np.count_nonzero(fpr <= percent / 100 + 1e-9, axis=1)
-            found[f"tpr_at_{percent}_fpr"] = tpr[rows, allowed - 1]
-        both = (n_fake > 0) & (n_real > 0)
-        return {name: np.where(both, values, np.nan) for name, values in found.items()}
-
-
-def compute(
-    labels: ArrayLike,
-    scores: ArrayLike,
-    thresholds: ArrayLike | float = np.nan,
-    weights: ArrayLike | None = None,
-) -> dict[str, np.ndarray]:
-    """All `METRICS` and `REAL_METRICS` of a `Sample`, for every row of weights at once.
-
-    Args:
-        labels, scores, thresholds: see `Sample`.
         weights: (n,) or (replicates, n); default 1.
     Returns:
         Name -> array of shape () or (replicates,).
+    Raises:
+        ValueError: labels outside 0/1, scores outside [0, 1].
     """
-    sample = Sample(labels, scores, thresholds)
-    given = np.ones(len(sample.order)) if weights is None else np.asarray(weights, float)
-    found = sample.metrics(np.atleast_2d(given)[:, sample.order])
+    y, p = check_labels_and_scores(labels, scores)
+    order = np.argsort(-p, kind="stable")
+    y, p, t = y[order], p[order], np.broadcast_to(np.asarray(thresholds, float), y.shape)[order]
+    given = np.ones(len(y)) if weights is None else np.asarray(weights, float)
+    w = np.atleast_2d(given)[:, order]
+    real, fake = (_Side(label, p[y == label], t[y == label], w[:, y == label]) for label in (0, 1))
+    found = _compare(real, fake)
     return found if given.ndim == 2 else {name: values[0] for name, values in found.items()}
 
 
 def check_scores(scores: pd.DataFrame) -> pd.DataFrame:
-    """A checked copy of a scores table, in a fixed order of rows, with two more columns.
+    """A checked copy of a scores table with two more columns.
 
     `failed`: the row has an error or no score. `group`: the generator; but held-out generators with under 5
     images, where a kind has several of them, share one group named after the kind. A row without a source is
@@ -192,21 +231,21 @@ def check_scores(scores: pd.DataFrame) -> pd.DataFrame:
         DataError: names field and value: missing columns, labels outside 0/1, scores or thresholds outside [0, 1],
             one image scored twice by a detector under one perturbation.
     """
-    if missing := [column for column in _NEEDED if column not in scores.columns]:
+    if missing := [column for column in ("path", "label", "score") if column not in scores.columns]:
         raise DataError(f"scores table: missing column(s) {missing}; it has {list(scores.columns)}")
     df = scores.reset_index(drop=True)
+    for column, default in _DEFAULTS.items():
+        if column not in df:
+            df[column] = default
+        elif df[column].isna().any() and default == default:
+            df[column] = df[column].astype(object).fillna(default)
     for column in ("label", "score", "seen", "threshold"):
         try:
             df[column] = pd.to_numeric(df[column]).astype(float)
         except (TypeError, ValueError) as error:
             raise DataError(f"scores table: column {column!r} must hold numbers: {error}") from None
-    for column, default in {**_DEFAULTS, "detector": "", "perturbation": "none", "fold": -1}.items():
-        if column not in df:
-            df[column] = default
-        elif df[column].isna().any():
-            df[column] = df[column].astype(object).fillna(default)
     df["source"] = df["source"].where(df["source"] != "", df["path"]).astype(str)
-    df = df.assign(seen=df["seen"].fillna(0.0), failed=df["score"].isna() | (df["error"] != ""))
+    df["failed"] = df["score"].isna() | (df["error"] != "")
     check_labels_and_scores(df["label"], df["score"].where(~df["failed"], 0.0))
     if (bad := ~df["threshold"].fillna(0.0).between(0, 1)).any():
         raise DataError(f"scores table: threshold {df.loc[bad, 'threshold'].iloc[0]}, expected 0 to 1")
@@ -217,16 +256,16 @@ def check_scores(scores: pd.DataFrame) -> pd.DataFrame:
         )
     df["kind"] = df["kind"].mask((df["label"] == 1) & (df["kind"] == "real"), "unknown")
     df["group"] = df["generator"].astype(str)
-    fakes = df[(df["label"] == 1) & ~df["kind"].isin(["", "unknown"])]
-    for (_, _, kind), block in fakes.groupby(["detector", "perturbation", "kind"]):
-        n = block.groupby("generator")["seen"].agg(["size", "max"])
-        small = n.index[(n["size"] < POOL_BELOW) & (n["max"] == 0)]
-        if len(small) > 1:
-            df.loc[block.index[block["generator"].isin(small)], "group"] = kind
-    return df.sort_values(KEY, ignore_index=True)
+    block = ["detector", "perturbation", "kind"]
+    fakes = df.loc[(df["label"] == 1) & ~df["kind"].isin(["", "unknown"]), [*block, "generator", "seen"]]
+    seen = fakes.groupby([*block, "generator"])["seen"]
+    small = fakes[(seen.transform("size") < POOL_BELOW) & (seen.transform("max") == 0)]
+    small = small[small.groupby(block)["generator"].transform("nunique") > 1]
+    df.loc[small.index, "group"] = small["kind"]
+    return df
 
 
-def evaluate(scores: pd.DataFrame, *, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
+def evaluate(scores: pd.DataFrame, *, n_boot: int = 1000) -> pd.DataFrame:
     """Every metric of a scores table with its interval, one a row.
 
     For each detector and perturbation: each fake generator (`group`, see `check_scores`) `against` the real images
@@ -236,16 +275,16 @@ def evaluate(scores: pd.DataFrame, *, n_boot: int = 1000, seed: int = 0) -> pd.D
     each replicate and NaN if a generator has no value.
 
     Args:
-        scores: a scores table.
+        scores: a scores table; of what is not needed to compare, any column may lack.
         n_boot: bootstrap replicates; beyond 100,000 sources fewer, but at least 200.
-        seed: of the bootstrap.
     Returns:
         Columns detector, perturbation, group, kind, seen (1 for held-in), against, reals (which real images these
         are), metric, value, low, high, n_real, n_fake, n_failed.
     """
     rows = []
-    for (detector, perturbation), block in check_scores(scores).groupby(["detector", "perturbation"]):
-        for (group, kind, against), (about, values) in _replicates(block, n_boot, seed).items():
+    checked = check_scores(scores)[_COMPARED]
+    for (detector, perturbation), block in checked.groupby(["detector", "perturbation"]):
+        for (group, kind, against), (about, values) in _replicates(block, n_boot).items():
             named = {"detector": detector, "perturbation": perturbation, "group": group, "kind": kind}
             named |= {"against": against, **about}
             rows += [named | {"metric": m, **vars(Estimate.of(drawn))} for m, drawn in values.items()]
@@ -264,7 +303,6 @@ def paired_difference(
     kind: str | None = None,
     against: str = "real",
     n_boot: int = 1000,
-    seed: int = 0,
 ) -> Estimate:
     """metric(a) - metric(b) on the same images and the same resampled sources.
 
@@ -277,7 +315,7 @@ def paired_difference(
     Raises:
         DataError: other images, no such row.
     """
-    tables = [check_scores(scores_a), check_scores(scores_b)]
+    tables = [check_scores(table).sort_values(KEY, ignore_index=True) for table in (scores_a, scores_b)]
     for name, table in zip("ab", tables, strict=True):
         if len(found := table[["detector", "perturbation"]].drop_duplicates()) != 1:
             raise DataError(f"scores_{name}: expected one detector and perturbation; got {found.to_numpy()}")
@@ -288,7 +326,7 @@ def paired_difference(
     shared = {"failed": a["failed"] | b["failed"], "seen": np.maximum(a["seen"], b["seen"]), "group": a.group}
     drawn = []
     for table in tables:
-        blocks = _replicates(table.assign(**shared), n_boot, seed)
+        blocks = _replicates(table.assign(**shared), n_boot)
         named = [
             values[metric]
             for (g, k, r), (_, values) in blocks.items()
@@ -303,118 +341,120 @@ def paired_difference(
     return Estimate.of(drawn[0] - drawn[1])
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    """Rows of a generator's images, those of the real images that they are compared with, and what these are."""
-
-    fake: np.ndarray
-    real: np.ndarray
-    reals: str
-
-    def counts(self, block: pd.DataFrame) -> dict:
-        """What `evaluate` says about the rows."""
-        failed, seen = block["failed"].to_numpy(), block["seen"].to_numpy()[self.fake].max(initial=0)
-        n = {"n_real": self.real & ~failed, "n_fake": self.fake & ~failed}
-        n["n_failed"] = (self.fake | self.real) & failed
-        return {"seen": int(seen), "reals": self.reals, **{name: int(rows.sum()) for name, rows in n.items()}}
-
-
 _Key = tuple[str, str, str]  # group, kind, against
 _Values = dict[str, np.ndarray]  # metric -> (1 + n_boot,)
+_Rows = dict[tuple[str, ...], np.ndarray]  # the name of some rows -> which these are, (n,) bool
 
 
-def _replicates(block: pd.DataFrame, n_boot: int, seed: int) -> dict[_Key, tuple[dict, _Values]]:
+class _Pair(NamedTuple):
+    """A generator's images, and the real ones that they are compared with, by the names of their rows."""
+
+    fake: tuple[str, ...]
+    real: tuple[str, ...]
+    reals: str  # in words
+
+
+def _replicates(block: pd.DataFrame, n_boot: int) -> dict[_Key, tuple[dict, _Values]]:
     """What `evaluate` says about each comparison of one detector, and its metrics."""
-    scored = ~block["failed"].to_numpy()
-    good = block[scored]
-    source, names = pd.factorize(good["source"], sort=True)
-    n_boot = min(n_boot, max(_FEWEST, _MEMORY // max(1, len(names))))
-    counts = _resample(source, len(names), good["label"].to_numpy() == 0, n_boot, seed)
-    comparisons, out = _comparisons(block), {}
-    for key, pair in comparisons.items():
-        values = _within_folds(good, (pair.fake | pair.real)[scored], source, counts)
-        sides = [side for side in (pair.fake, pair.real) if side.any()]
-        if min(len(np.unique(source[side[scored]])) for side in sides) < 2:
-            values = {m: np.append(drawn[:1], np.full(n_boot, np.nan)) for m, drawn in values.items()}
-        wanted = METRICS if pair.fake.any() else REAL_METRICS
-        out[key] = (pair.counts(block), {m: values[m] for m in wanted})
-    return out | _over_generators(comparisons, out, block)
-
-
-def _within_folds(good: pd.DataFrame, wanted: np.ndarray, source: np.ndarray, counts: np.ndarray) -> _Values:
-    """Metrics of the wanted rows: the mean over the folds in which a metric has a value.
-
-    Where a generator has a threshold of its own, the real images are judged by it too.
-
-    Args:
-        good: rows that have a score.
-        wanted: (n,) bool.
-        source: (n,) number of each row's source.
-        counts: (1 + n_boot, sources), see `_resample`.
-    """
-    fold, parts = pd.factorize(good["fold"])[0], []
-    for k in np.unique(fold[wanted]).tolist() or [0]:
-        rows = np.flatnonzero(wanted & (fold == k))
-        label, score, threshold = (good[c].to_numpy(float)[rows] for c in ("label", "score", "threshold"))
-        own = np.unique(threshold[label == 1])
-        sample = Sample(label, score, own[0] if len(own) == 1 else threshold)
-        codes, step = source[rows][sample.order], max(1, _CHUNK // max(1, len(rows)))
-        drawn = [sample.metrics(counts[i : i + step, codes] * 1.0) for i in range(0, len(counts), step)]
-        parts.append({m: np.concatenate([part[m] for part in drawn]) for m in drawn[0]})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a metric without a value in any fold
-        return {m: np.nanmean([part[m] for part in parts], axis=0) for m in parts[0]}
-
-
-def _over_generators(
-    comparisons: dict[_Key, _Comparison], single: dict[_Key, tuple[dict, _Values]], block: pd.DataFrame
-) -> dict[_Key, tuple[dict, _Values]]:
-    """Mean and worst over the generators, within each replicate."""
-    out = {}
-    for against in dict.fromkeys(key[2] for key, pair in comparisons.items() if pair.fake.any()):
+    rows, pairs = _pairs(block)
+    fakes = {key: pair for key, pair in pairs.items() if rows[pair.fake].any()}
+    out: dict[_Key, tuple[dict, _Values]] = {}
+    for key, values in _within_folds(block, rows, pairs, n_boot).items():
+        wanted = METRICS if key in fakes else REAL_METRICS
+        out[key] = (_about(block, rows, [pairs[key]]), {metric: values[metric] for metric in wanted})
+    for against in dict.fromkeys(key[2] for key in fakes):
         for name, seen, over, metrics in _OVER_GENERATORS:
-            keys = [key for key in comparisons if key[2] == against and single[key][0]["seen"] == seen]
-            keys = [key for key in keys if comparisons[key].fake.any()]
+            keys = [key for key in fakes if key[2] == against and out[key][0]["seen"] == seen]
             for kind in dict.fromkeys(kind for key in keys for kind in ("all", key[1]) if kind):
                 members = [key for key in keys if kind in ("all", key[1])]
-                values = {m: over([single[key][1][m] for key in members], axis=0) for m in metrics}
-                pairs = [comparisons[key] for key in members]
-                fake, real = (np.any([getattr(p, side) for p in pairs], axis=0) for side in ("fake", "real"))
-                reals = {p.reals for p in pairs}
-                words = reals.pop() if len(reals) == 1 else "each generator's own"
-                out[name, kind, against] = (_Comparison(fake, real, words).counts(block), values)
+                together = {m: over([out[key][1][m] for key in members], axis=0) for m in metrics}
+                out[name, kind, against] = (_about(block, rows, [fakes[key] for key in members]), together)
     return out
 
 
-def _comparisons(block: pd.DataFrame) -> dict[_Key, _Comparison]:
+def _about(block: pd.DataFrame, rows: _Rows, pairs: list[_Pair]) -> dict:
+    """What `evaluate` says about the rows of some comparisons, taken together."""
+    fake = np.any([rows[name] for name in {pair.fake for pair in pairs}], axis=0)
+    real = np.any([rows[name] for name in {pair.real for pair in pairs}], axis=0)
+    failed, words = block["failed"].to_numpy(), {pair.reals for pair in pairs}
+    return {
+        "seen": int(block["seen"].to_numpy()[fake].max(initial=0)),
+        "reals": words.pop() if len(words) == 1 else "each generator's own",
+        "n_real": int((real & ~failed).sum()),
+        "n_fake": int((fake & ~failed).sum()),
+        "n_failed": int(((fake | real) & failed).sum()),
+    }
+
+
+def _pairs(block: pd.DataFrame) -> tuple[_Rows, dict[_Key, _Pair]]:
     """Each generator with the real images, then with each control, then each set of real images alone."""
     is_fake, name = block["label"].to_numpy() == 1, block["generator"].astype(str)
-    of_set, nothing = block["set"], np.zeros(len(block), bool)
     sides = {"real": ~is_fake & ~name.isin(CONTROLS)} | {c: ~is_fake & (name == c) for c in CONTROLS}
     sides = {against: real.to_numpy() for against, real in sides.items() if real.any()}
-    fakes = block[is_fake].groupby("group").agg(kind=("kind", "first"), seen=("seen", "max"))
+    rows: _Rows = {("fake",): np.zeros(len(block), bool)}  # no fakes
+    pairs = {}
+    fakes = block.loc[is_fake, ["group", "kind", "seen", "set"]].groupby("group")
+    fakes = fakes.agg({"kind": "first", "seen": "max", "set": set})
     fakes = fakes.sort_values(["seen", "kind"], ascending=[False, True], kind="stable")
-    found = {}
-    for against, real in (sides or {"": nothing}).items():
-        for group, kind in fakes["kind"].items():
-            fake = is_fake & (block["group"] == group).to_numpy()
-            sets = sorted(set(of_set[fake]) - {""})
-            own = real & of_set.isin(sets).to_numpy()
-            reals = " + ".join(sorted(set(name[own if own.any() else real])))
-            if own.any():
-                reals += f" of set {', '.join(sets)}"
-            found[group, kind, against] = _Comparison(fake, own if own.any() else real, reals)
-    for real_name in [r for against in sides for r in sorted(set(name[sides[against]]))]:
-        real = ~is_fake & (name == real_name).to_numpy()
-        found[real_name, "real", ""] = _Comparison(nothing, real, real_name)
-    return found
+    for against, real in (sides or {"": rows["fake",]}).items():
+        for group, kind, _, sets in fakes.itertuples():
+            rows["fake", group] = is_fake & (block["group"] == group).to_numpy()
+            own = real & block["set"].isin(sets - {""}).to_numpy()
+            mine = ("real", against, *sorted(sets - {""})) if own.any() else ("real", against)
+            rows[mine] = own if own.any() else real
+            reals = " + ".join(sorted(name[rows[mine]].unique()))
+            reals += f" of set {', '.join(mine[2:])}" if own.any() else ""
+            pairs[group, kind, against] = _Pair(("fake", group), mine, reals)
+    for against, real in sides.items():
+        for real_name in (names := sorted(name[real].unique())):
+            mine = ("real", against) if len(names) == 1 else ("alone", real_name)
+            rows[mine] = real & (name == real_name).to_numpy()
+            pairs[real_name, "real", ""] = _Pair(("fake",), mine, real_name)
+    return rows, pairs
 
 
-def _resample(source: np.ndarray, n: int, is_real: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
-    """How often each of n sources stands in the data (once) and was drawn in each replicate: (1 + n_boot, n)."""
+def _within_folds(
+    block: pd.DataFrame, rows: _Rows, pairs: dict[_Key, _Pair], n_boot: int
+) -> dict[_Key, _Values]:
+    """Metrics of each comparison: the mean over the folds in which a metric has a value."""
+    scored = np.flatnonzero(~block["failed"])
+    scored = scored[np.argsort(-block["score"].to_numpy()[scored], kind="stable")]
+    rows = {name: of[scored] for name, of in rows.items()}
+    label, score, threshold = (block[c].to_numpy()[scored] for c in ("label", "score", "threshold"))
+    source, fold = (pd.factorize(block[c].iloc[scored], sort=True)[0] for c in ("source", "fold"))
+    counts = _resample(source, label == 0, n_boot)
+    folds: dict[_Key, list[_Values]] = {key: [] for key in pairs}
+    for k in range(fold.max(initial=0) + 1):
+        at = {name: np.flatnonzero(of & (fold == k)) for name, of in rows.items()}
+        step = max(1, _CHUNK // max(1, sum(map(len, at.values()))))
+        parts: dict[_Key, list[_Values]] = {key: [] for key in pairs}
+        for some in np.split(counts, range(step, len(counts), step)):
+            sides = {
+                name: _Side(name[0] == "fake", score[i], threshold[i], some[:, source[i]] * 1.0)
+                for name, i in at.items()
+            }
+            for key, pair in pairs.items():
+                parts[key].append(_compare(sides[pair.real], sides[pair.fake]))
+        for key, part in parts.items():
+            folds[key].append({m: np.concatenate([found[m] for found in part]) for m in part[0]})
+    of_one_source = {name for name, of in rows.items() if of.any() and np.ptp(source[of]) == 0}
+    out = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a metric without a value in any fold
+        for key, found in folds.items():
+            out[key] = {m: np.nanmean([values[m] for values in found], axis=0) for m in found[0]}
+            if of_one_source & {pairs[key].fake, pairs[key].real}:
+                for values in out[key].values():
+                    values[1:] = np.nan
+    return out
+
+
+def _resample(source: np.ndarray, is_real: np.ndarray, n_boot: int) -> np.ndarray:
+    """How often each source stands in the data (once) and was drawn in each replicate: (1 + replicates, sources)."""
+    n = source.max(initial=-1) + 1
     has_real = np.isin(np.arange(n), source[is_real])
-    rng = np.random.default_rng(seed)
-    counts = np.ones((1 + n_boot, n), np.uint8)
+    rng = np.random.default_rng(0)
+    counts = np.ones((1 + min(n_boot, max(_FEWEST, _MEMORY // max(1, n))), n), np.uint8)
     for stratum in (np.flatnonzero(has_real), np.flatnonzero(~has_real)):
         size = len(stratum)
         for replicate in counts[1:] if size else ():
@@ -427,11 +467,9 @@ def _resample(source: np.ndarray, n: int, is_real: np.ndarray, n_boot: int, seed
 
 def mean_by_source(values: Sequence[float], sources: Sequence[str], n_boot: int = 1000) -> Estimate:
     """A mean over images, with a 95 % interval from a bootstrap over sources."""
-    gain = np.asarray(values, float)
-    codes, names = pd.factorize(np.asarray(sources), sort=True)
-    counts = _resample(codes, len(names), np.ones(len(gain), bool), n_boot, seed=0)
-    weights = counts[:, codes].astype(float)
-    return Estimate.of(weights @ gain / weights.sum(1))
+    codes = pd.factorize(np.asarray(sources), sort=True)[0]
+    weights = _resample(codes, np.ones(len(codes), bool), n_boot)[:, codes].astype(float)
+    return Estimate.of(weights @ np.asarray(values, float) / weights.sum(1))
 
 
 def questions(results: pd.DataFrame) -> list[str]:

@@ -2,23 +2,24 @@
 
 Percentages throughout, as printed. A set of AntifakePrompt (arXiv 2310.17419) holds one class, and has the
 accuracy on it; a set of CLIPping the Deception (arXiv 2402.12927) holds both, and has accuracy and AP.
-What the papers claim, and whether their numbers and the demo's bear it out: `afp.results.claims`.
+What the papers claim, and whether their numbers and the demo's bear it out: `data/build/claims.py`.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import average_precision_score
 
+from ..detectors.base import read_config
 from ..errors import DataError
 from ..files import read_json
 from ..paths import ROOT
-from .metrics import CONTROLS, check_scores
+from .metrics import CONTROLS, check_scores, compute
 from .scores import held_out_rows, read_scores
 
 FOLDER = ROOT / "data" / "published"
@@ -41,13 +42,9 @@ _PRINTED = {"AntifakePrompt": "qformer+llm", "InstructBLIP + LoRA": "lora-llm"}
 _TEXTS = {"qformer+llm": "both texts", "qformer": "Q-Former's text", "llm": "language model's text"}
 _LOGS = r"SD2_postfix|SD2_SD2IP_\d+k?_(postfix|prefix|replace)"
 _LORA_LOG = "SD2_SD2IP_90k_loraOnLLM"
-_LOG_KEY = [
-    *("log", "checkpoint", "training_set", "n_training", "position", "trained", "question"),
-    *("test_set", "subset", "n_images", "n_correct", "run_date", "note"),
-]
 
 
-def antifakeprompt(version: int = 2, folder: str | Path = FOLDER) -> pd.DataFrame:
+def antifakeprompt(version: int = 2) -> pd.DataFrame:
     """AntifakePrompt's results table, a row a method and test set.
 
     Args:
@@ -55,42 +52,32 @@ def antifakeprompt(version: int = 2, folder: str | Path = FOLDER) -> pd.DataFram
     Returns:
         Columns method, training_set, n_params, test_set, kind, seen_in_training (0/1), accuracy (%),
         published_average (% of the method, as printed).
-    Raises:
-        DataError: a column, a cell or a number is wrong.
     """
-    name = "antifakeprompt.csv" if version == 2 else f"antifakeprompt_v{version}.csv"
-    columns = ["method", "training_set", "n_params", "test_set", "kind", "seen_in_training", "accuracy"]
-    if version == 2:
-        table = _read(Path(folder) / name, ["method", "test_set"], ["accuracy"])
-    else:
-        table = _read(Path(folder) / name, ["method", "weights", "test_set"], ["accuracy"])
+    table = pd.read_csv(FOLDER / ("antifakeprompt.csv" if version == 2 else f"antifakeprompt_v{version}.csv"))
+    if "weights" in table:  # version 3 has some rivals twice
         rival = (table["weights"] == "fine-tuned") & ~table["method"].str.match("InstructBLIP|AntifakePrompt")
         table["method"] += pd.Series(", fine-tuned", table.index).where(rival, "")
     printed = table[table["test_set"] == "average"].set_index("method")["accuracy"]
-    table = table[table["test_set"] != "average"].reindex(columns=columns)
+    table = table[table["test_set"] != "average"].reset_index(drop=True)
     table = table.assign(published_average=table["method"].map(printed))
-    _check_full(table, name)
-    return table.astype({"seen_in_training": int}).reset_index(drop=True)
+    columns = ["method", "training_set", "n_params", "test_set", "kind", "seen_in_training", "accuracy"]
+    return table.reindex(columns=[*columns, "published_average"]).astype({"seen_in_training": int})
 
 
-def clipping(folder: str | Path = FOLDER) -> pd.DataFrame:
+def clipping() -> pd.DataFrame:
     """CLIPping the Deception's results: a row for each evaluation of a run on a test set.
 
     Columns: method, n_train_images (real + fake), n_context, shots_per_class_and_category, perturbation
     (as `afp.data.preprocess` writes it: none, jpeg:75, blur:2), test_set, kind, accuracy, f1, average_precision
-    (%), run, source_file. A run stands twice where the authors evaluated it twice: see `one_copy`. DataError: as
-    `antifakeprompt`.
+    (%), run, source_file. A run stands twice where the authors evaluated it twice: see `one_copy`.
     """
-    numbers = ["accuracy", "f1", "average_precision"]
-    table = _read(Path(folder) / "clipping_the_deception.csv", [*_KEY, "source_file"], numbers)
-    if unknown := set(table["kind"]) - set(_KINDS):
-        raise DataError(f"clipping_the_deception.csv: kind {min(unknown)!r}, expected one of {_KINDS}")
+    table = pd.read_csv(FOLDER / "clipping_the_deception.csv")
     words = table["perturbation"].str.replace("gaussian blur sigma", "blur").str.replace(" ", ":")
     order = table["kind"].map(_KINDS.index).sort_values(kind="stable").index
     return table.assign(perturbation=words).loc[order].reset_index(drop=True)
 
 
-def ablations(folder: str | Path = FOLDER) -> pd.DataFrame:
+def ablations() -> pd.DataFrame:
     """Runs of AntifakePrompt's authors on the final test sets: their own logs, and the printed row (90k, postfix).
 
     Of each log the answers of the tuned model (with the pseudo-word, or with LoRA on the language model) and the
@@ -99,22 +86,12 @@ def ablations(folder: str | Path = FOLDER) -> pd.DataFrame:
     Returns:
         Columns log ("printed" for the paper's rows), training_set, n_real (photographs in training), position (of
         the pseudo-word), text (that has it), test_set, kind, accuracy (%).
-    Raises:
-        DataError: as `antifakeprompt`; an accuracy that does not follow from its counts.
     """
-    name = "antifakeprompt_ablations.csv"
-    logs = _read(Path(folder) / name, _LOG_KEY, ["accuracy"])
-    if (wrong := (logs["accuracy"] - 100 * logs["n_correct"] / logs["n_images"]).abs() > 0.0051).any():
-        raise DataError(f"{name}, line {logs.index[wrong][0] + 2}: accuracy does not follow from its counts")
-    main = antifakeprompt(2, folder)
+    logs, main = pd.read_csv(FOLDER / "antifakeprompt_ablations.csv"), antifakeprompt()
     kinds = main.drop_duplicates("test_set").set_index("test_set")["kind"]
-    logs = logs[
-        logs["log"].str.match(_LOGS) & logs["question"].eq("tuned") | logs["log"].str.match(_LORA_LOG)
-    ]
-    logs = logs[
-        logs["test_set"].isin(kinds.index) & (logs["n_images"] == 3000) & (logs["subset"] != "uncommon")
-    ]
-    logs = logs[~logs["note"].str.contains("earlier version", na=False)]
+    tuned = logs["log"].str.match(_LOGS) & logs["question"].eq("tuned") | logs["log"].str.match(_LORA_LOG)
+    final = logs["test_set"].isin(kinds.index) & (logs["n_images"] == 3000) & (logs["subset"] != "uncommon")
+    logs = logs[tuned & final & ~logs["note"].str.contains("earlier version", na=False)]
     logs = logs[logs["checkpoint"] == logs.groupby("log")["checkpoint"].transform("max")]
     last = logs.assign(day=logs["run_date"].str.split().str[-1]).sort_values("day", kind="stable")
     last = last.drop_duplicates(["log", "test_set"], keep="last").rename(columns={"n_training": "n_real"})
@@ -172,7 +149,6 @@ def main_table(rows: pd.DataFrame) -> pd.DataFrame:
     plain = rows[(rows["perturbation"] == "none") & rows["run"].isin(_MAIN.values())]
     table = one_copy(plain, "results")
     table = table.sort_values("method", key=lambda column: column.map(list(_MAIN).index), kind="stable")
-    _check_full(table, "clipping_the_deception.csv, main table")
     return table.assign(seen_in_training=(table["test_set"] == "progan").astype(int)).reset_index(drop=True)
 
 
@@ -235,15 +211,13 @@ def headlines(table: pd.DataFrame) -> pd.DataFrame:
     Columns: method, all, held-out (sets not trained on), fakes only, balanced (the mean of the real sets' mean
     and the fake sets' mean), note (as of `beside`).
     """
-    first = table[table["method"] == table["method"].iloc[0]]
-    constant = first.assign(
-        method=ALWAYS_FAKE, accuracy=100.0 * (first["kind"] != "real"), seen_in_training=0
-    )
+    constant = table.drop_duplicates("test_set").assign(method=ALWAYS_FAKE, seen_in_training=0)
+    constant["accuracy"] = 100.0 * (constant["kind"] != "real")
     rows = pd.concat([table, constant])
     real, held_out = rows["kind"] == "real", rows["seen_in_training"] == 0
     parts = {"all": rows, "held-out": rows[held_out], "fakes only": rows[~real], "real": rows[real]}
-    methods = {name: part.groupby("method", sort=False)["accuracy"] for name, part in parts.items()}
-    found = pd.DataFrame({name: group.apply(lambda cells: cells.mean()) for name, group in methods.items()})
+    means = {name: part.groupby("method", sort=False)["accuracy"].mean() for name, part in parts.items()}
+    found = pd.DataFrame(means)
     found["balanced"] = (found.pop("real") + found["fakes only"]) / 2
     notes = rows.groupby("method", sort=False)["note"].first() if "note" in rows else ""
     return found.assign(note=notes).fillna({"note": ""}).reset_index()
@@ -262,15 +236,13 @@ def own_runs(folder: str | Path, tables: tuple[str, ...] = ("scores.csv",)) -> p
         tables: the scores table is the first of these that a run holds; notebook 06 writes `perturbed.csv`.
     Raises:
         DataError: no such folder, or nothing scored in it.
+        ModelError: a config that cannot be read.
     """
     runs = sorted(path.parent for path in Path(folder).expanduser().glob("*/config.json"))
     scored = [next((run / table for table in tables if (run / table).is_file()), None) for run in runs]
-    configs = {path: read_json(path.parent / "config.json") for path in scored if path}
+    configs = {path: read_config(path.parent) for path in scored if path}
     if not configs:
         raise DataError(f"own runs: no scores in {folder}; expected <run>/{tables[-1]} and its config.json")
-    for path, config in configs.items():
-        if not config or not {"detector", "config", "generators", "n_trainable"} <= config.keys():
-            raise DataError(f"{path.parent / 'config.json'}: not a readable run")
     names = _run_names(configs)
     return pd.concat([_measure(path, configs[path], names[path]) for path in configs], ignore_index=True)
 
@@ -282,8 +254,8 @@ def _run_names(configs: dict[Path, dict[str, Any]]) -> dict[Path, str]:
         peers = [other["config"] for other in configs.values() if other["detector"] == config["detector"]]
         own = {k: v for k, v in config["config"].items() if any(peer.get(k) != v for peer in peers)}
         names[path] = ", ".join([config["detector"], *(f"{k} {v}" for k, v in own.items())])
-    twice = {name for name in names.values() if list(names.values()).count(name) > 1}
-    return {p: f"{name} {p.parent.name[-8:]}" if name in twice else name for p, name in names.items()}
+    counts = Counter(names.values())
+    return {p: f"{name} {p.parent.name[-8:]}" if counts[name] > 1 else name for p, name in names.items()}
 
 
 def beside(published: pd.DataFrame, own: pd.DataFrame | None) -> pd.DataFrame:
@@ -320,57 +292,31 @@ def _measure(scores: Path, config: dict[str, Any], name: str) -> pd.DataFrame:
             if label and len(real):
                 both = pd.concat([part, real])
                 weights = np.repeat([1 / len(part), 1 / len(real)], [len(part), len(real)])
-                ap = average_precision_score(both["label"], both["score"], sample_weight=weights)
-                row["accuracy"] = (row["accuracy_one_class"] + 100 * (real["score"] < 0.5).mean()) / 2
-                row["average_precision"] = 100 * ap
+                found = compute(both["label"], both["score"], weights=weights)
+                row |= {"accuracy": 100 * found["accuracy"], "average_precision": 100 * found["ap"]}
             rows.append(row)
     backbone = config["config"].get("backbone", "none")
-    sets = {row["test_set"] for row in rows if row["kind"] != "real"}
-    published = {_plain(set_) for of in (antifakeprompt(), clipping()) for set_ in of["test_set"]}
-    known = {_plain(generator) for generator in config["generators"]} <= PAPER_TRAINING
-    known &= {_plain(set_) for set_ in sets} <= published
-    same = any(paper in _plain(backbone) for paper in PAPER_BACKBONES)
-    called = set(table["score"] >= 0.5)
-    constant = ALWAYS_FAKE if called == {True} else "always “real”"
-    other = "no backbone" if backbone == "none" else f"other backbone ({Path(backbone).name})"
-    notes = ((constant, len(called) == 1), ("other data", not known), (other, not same))
-    note = ", ".join(text for text, applies in notes if applies) or "own run"
-    about = {
-        "method": name,
-        "run": scores.parent.name,
-        "backbone": backbone,
-        "n_params": config["n_trainable"],
-    }
+    about = {"method": name, "run": scores.parent.name, "backbone": backbone}
+    about["n_params"] = config.get("n_trainable", np.nan)
     about["n_train_images"] = (read_json(scores.parent / "environment.json") or {}).get("n_train", np.nan)
     ordered = pd.DataFrame(rows).sort_values(["label", "kind"], kind="stable").drop(columns="label")
-    return ordered.assign(**about, note=note)
+    return ordered.assign(**about, note=_note(ordered, config, table["score"] >= 0.5))
+
+
+def _note(rows: pd.DataFrame, config: dict[str, Any], called_fake: pd.Series) -> str:
+    """What keeps a run from comparison with the papers."""
+    backbone = config["config"].get("backbone", "none")
+    published = {_plain(name) for of in (antifakeprompt(), clipping()) for name in of["test_set"]}
+    fakes = {_plain(name) for name in rows.loc[rows["kind"] != "real", "test_set"]}
+    notes = []
+    if called_fake.nunique() == 1:
+        notes.append(ALWAYS_FAKE if called_fake.iloc[0] else "always “real”")
+    if not ({_plain(name) for name in config["generators"]} <= PAPER_TRAINING and fakes <= published):
+        notes.append("other data")
+    if not any(paper in _plain(backbone) for paper in PAPER_BACKBONES):
+        notes.append("no backbone" if backbone == "none" else f"other backbone ({Path(backbone).name})")
+    return ", ".join(notes) or "own run"
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.casefold())
-
-
-def _read(path: Path, key: list[str], percentages: list[str]) -> pd.DataFrame:
-    """A checked CSV: the columns are there, percentages are from 0 to 100, no two rows share a `key`."""
-    try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable table ({error})") from error
-    if missing := [column for column in [*key, *percentages] if column not in table]:
-        raise DataError(f"{path.name}: columns missing: {', '.join(missing)}")
-    for column in percentages:
-        if (bad := ~pd.to_numeric(table[column], errors="coerce").between(0, 100)).any():
-            row = table.index[bad][0]
-            raise DataError(
-                f"{path.name}, line {row + 2}: {column} is {table.at[row, column]}, "
-                "expected a percentage from 0 to 100"
-            )
-    if (twice := table.duplicated(key)).any():
-        raise DataError(f"{path.name}: {table.loc[twice, key].iloc[0].to_dict()} is there twice")
-    return table
-
-
-def _check_full(table: pd.DataFrame, name: str) -> None:
-    found = table.groupby("method")["test_set"].nunique()
-    if (found != table["test_set"].nunique()).any():
-        raise DataError(f"{name}: sets a method {found.to_dict()}, expected {table['test_set'].nunique()}")

@@ -84,6 +84,10 @@ def fit_run(
             table = unscored_table(detector, validation, folder.name, fold, "none")
             content = {"identity": key, "fold": fold, "without": list(without), "fit_seconds": seconds}
             content |= {"n_train": len(train), "n_validation": len(validation)} | environment()
+            if backbone := getattr(detector, "backbone", ""):
+                from ..models.backbones import hub_commit
+
+                content["hub_commit"] = hub_commit(backbone)
             with written_folder(folder, "afp fit") as partial:
                 detector.save(partial)
                 _write_table(table.assign(score=detector.validation_scores_), partial / "validation.csv")

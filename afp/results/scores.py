@@ -255,12 +255,14 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         )
     try:
         # "NA" and "null" are names of files and generators here; only a number can be missing.
-        table = pd.read_csv(
+        parts = pd.read_csv(
             path,
             dtype={c: str for c in SCORE_COLUMNS if c not in NUMBERS},
             keep_default_na=False,
             na_values={c: ["", "nan", "NaN"] for c in NUMBERS},
+            chunksize=100_000,  # the reader holds text as Python's, several times as large as the table's
         )
+        table = pd.concat(parts, ignore_index=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such scores table; make one with `afp score`") from None
     except (OSError, ValueError) as error:
@@ -291,7 +293,9 @@ def read_scores(path: str | Path) -> pd.DataFrame:
             table[column] = named.get(column, np.nan if column in NUMBERS else "")
     text = [c for c in SCORE_COLUMNS if c not in NUMBERS]
     for column in text:
-        table[column] = table[column].fillna("").str.replace(r"^'('*[=+\-@\t\r])", r"\1", regex=True)
+        table[column] = table[column].fillna("")
+        if table[column].str.startswith("'").any():
+            table[column] = table[column].str.replace(r"^'('*[=+\-@\t\r])", r"\1", regex=True)
     return table[[*SCORE_COLUMNS, *(c for c in table.columns if c not in SCORE_COLUMNS)]]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from tqdm.auto import tqdm
 
 from ..data.images import sha256
@@ -71,18 +71,12 @@ def make_attack_set(
     originals = prepare_all(real, LOSSLESS)
     tower = load_backbone(backbone, dtype=dtype) if needs_victim else None
     attacked, record["success_rate"] = _attack(originals, real["source"].tolist(), settings, tower, progress)
-    pairs = zip(attacked, originals, strict=True)
-    record["largest_change"] = max(
-        int(np.abs(np.asarray(a, int) - np.asarray(b, int)).max()) for a, b in pairs
-    )
+    changes = map(ImageChops.difference, attacked, originals)
+    record["largest_change"] = max(int(np.asarray(change).max()) for change in changes)
     split = real["split"].where(real["split"] == "test", "none")
-    sets = {
-        "real": (originals, {"generator": "real", "kind": "real"}),
-        settings.kind: (
-            attacked,
-            {"generator": settings.kind, "kind": "attack", "label": 1, "split": split},
-        ),
-    }
+    untouched = {"generator": "real", "kind": "real"}
+    as_fakes = {"generator": settings.kind, "kind": "attack", "label": 1, "split": split}
+    sets = {"real": (originals, untouched), settings.kind: (attacked, as_fakes)}
     with written_folder(out, MADE_BY, frame["file"]) as folder:
         parts = []
         for name, (images, columns) in sets.items():

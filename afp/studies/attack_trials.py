@@ -124,6 +124,5 @@ def poisoned_scores(
             pulled = pd.concat([clean[clean["label"] == 0], pulled]).assign(perturbation="triggered")
             scored = pd.concat([clean, pulled]).assign(threshold=victim.threshold_)
             tables.append(scored.assign(detector=f"{size} px, {share:g}", size=size, share=share))
-    columns = ["path", "label", "generator", "kind", "source", "perturbation", "detector"]
-    columns += ["threshold", "score", "size", "share"]
-    return pd.concat(tables, ignore_index=True)[columns].assign(seen=1, error="")
+    columns = "path label generator kind source perturbation detector threshold score size share"
+    return pd.concat(tables, ignore_index=True)[columns.split()].assign(seen=1, error="")

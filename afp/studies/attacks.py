@@ -50,9 +50,7 @@ class Settings:
         if self.kind not in KINDS:
             raise AfpError(f"attack: {self.kind!r}, expected one of {', '.join(KINDS)}")
         if not 1 / 255 <= self.epsilon <= 1:
-            raise AfpError(
-                f"epsilon: {self.epsilon:g}, expected 1/255 (less vanishes in 8 bits) to 1, as in 8/255"
-            )
+            raise AfpError(f"epsilon: {self.epsilon:g}, expected 1/255 (less vanishes in 8 bits) to 1")
         for name, high in (("steps", 1000), ("size", 2048)):
             if not 1 <= getattr(self, name) <= high:
                 raise AfpError(f"{name}: {getattr(self, name)}, expected 1 to {high}")
@@ -91,18 +89,15 @@ def collide_features(
     """Move each image's embedding onto another image's, within epsilon: a clean-label poison.
 
     Args:
-        targets: (n, 3, s, s), the images to collide with.
+        pixels, targets: (n, 3, s, s), the images and those to collide with; at most `BATCH`.
     Returns:
         As `pgd_attack`.
     """
-    parts = []
-    for x, target in zip(pixels.split(BATCH), targets.split(BATCH), strict=True):
-        with torch.no_grad():
-            likeness = _Likeness(tower, normalize(tower(target)))
-        # Away from "unlike the goal" is towards the goal.
-        unlike = torch.ones(len(x), dtype=torch.long, device=x.device)
-        parts.append(pgd_attack(likeness, x, unlike, epsilon, max(2, steps), seed))
-    return torch.cat(parts)
+    with torch.no_grad():
+        likeness = _Likeness(tower, normalize(tower(targets)))
+    # Away from "unlike the goal" is towards the goal.
+    unlike = torch.ones(len(pixels), dtype=torch.long, device=pixels.device)
+    return pgd_attack(likeness, pixels, unlike, epsilon, max(2, steps), seed)
 
 
 class _Likeness(nn.Module):

@@ -6,7 +6,6 @@ is a number in the *original* space, beside what the same number would be if the
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -48,6 +47,16 @@ def select_images(frame: pd.DataFrame, kinds: Sequence[str] = (), most: int = 20
             f"are not in training, expected 0 and 1; the kinds there are: {known} (none given takes all)"
         )
     return thin(shown, most).reset_index(drop=True)
+
+
+def unmatched(frame: pd.DataFrame, seed: int = 0) -> np.ndarray:
+    """Rows of a map as papers draw it: real images of half of the sources, and fakes of the other half.
+
+    Returns:
+        (n,), True for those rows; no source has both labels among them.
+    """
+    sources = np.random.default_rng(seed).permutation(frame["source"].unique())
+    return (frame["source"].isin(sources[: len(sources) // 2]) == (frame["label"] == 0)).to_numpy()
 
 
 def unit_features(features: np.ndarray) -> np.ndarray:
@@ -157,20 +166,15 @@ def project(features: np.ndarray, method: str, neighbours: int = 30, seed: int =
     Raises:
         ValueError: another method, or too few or too many neighbours.
     """
-    if method not in ("pca", "tsne", "umap"):
-        raise AfpError(f"method: {method!r}, expected pca, tsne or umap")
-    if method != "pca" and not 2 <= neighbours <= len(features) / 3:
-        raise AfpError(
-            f"neighbours: {neighbours}, expected 2 to {len(features) // 3} for {len(features)} images"
-        )
+    n = len(features)
     if method == "pca":
         return PCA(2, random_state=seed).fit_transform(features)
+    if not 2 <= neighbours <= n / 3:
+        raise AfpError(f"neighbours: {neighbours}, expected 2 to {n // 3} for {n} images")
+    shared = {"metric": "cosine", "random_state": seed, "n_jobs": 1}
     if method == "tsne":
-        options = {"perplexity": neighbours, "init": "pca", "metric": "cosine", "n_jobs": 1}
-        return TSNE(random_state=seed, **options).fit_transform(features)
-    umap = require("umap", extra="maps")  # compiles for seconds
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="n_jobs value")  # a fixed seed means one thread
-        model = umap.UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed)
-        return model.fit_transform(features)
+        return TSNE(perplexity=neighbours, init="pca", **shared).fit_transform(features)
+    if method == "umap":
+        umap = require("umap", extra="maps")  # compiles for seconds
+        return umap.UMAP(n_neighbors=neighbours, **shared).fit_transform(features)
+    raise AfpError(f"method: {method!r}, expected pca, tsne or umap")

@@ -42,6 +42,7 @@ class DifferentiableDetector(nn.Module):
     @classmethod
     def of(cls, detector: Detector) -> DifferentiableDetector:
         """Of a fitted detector. ModelError: its score has no gradient (`spectrum`, `metadata`)."""
+        check_differentiable(detector.name)
         if isinstance(detector, LinearProbe):
             output = "embedding" if detector.block_ is None else detector.block_
             tower, head = DifferentiableTower(detector.backbone_, output), _probe_head(detector)
@@ -50,7 +51,7 @@ class DifferentiableDetector(nn.Module):
         elif isinstance(detector, VlmDetector):
             tower, head = DifferentiableTower(detector.vlm_.tower, detector.vlm_.output), detector.logits
         else:
-            raise _no_gradient(detector.name)
+            raise TypeError(f"{detector}: no way from its tower to its logits")
         return cls(tower, head, float(logit(np.clip(detector.threshold_, 1e-12, 1 - 1e-12))))
 
     @property
@@ -69,11 +70,7 @@ class DifferentiableDetector(nn.Module):
 def check_differentiable(name: str) -> None:
     """Raises ModelError if the score of detectors of this name has no gradient."""
     if name not in DIFFERENTIABLE:
-        raise _no_gradient(name)
-
-
-def _no_gradient(name: str) -> ModelError:
-    return ModelError(f"{name}: its score has no gradient, expected one of {', '.join(DIFFERENTIABLE)}")
+        raise ModelError(f"{name}: its score has no gradient, expected one of {', '.join(DIFFERENTIABLE)}")
 
 
 def _probe_head(probe: LinearProbe) -> Callable[[torch.Tensor], torch.Tensor]:

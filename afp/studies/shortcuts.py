@@ -26,25 +26,19 @@ def shortcut_aucs(frame: pd.DataFrame, n_boot: int = 1000) -> pd.DataFrame:
         Index: `BASELINES`; columns ``value, low, high``: AUC with its 95 % cluster-bootstrap interval. NaN where
         there are too few sources to train, validate and test apart.
     """
-    photos = frame.loc[frame["label"] == 0, "source"].nunique()
-    n_folds = min(5, photos)
-    rows = {}
+    n_folds, rows = min(5, frame.loc[frame["label"] == 0, "source"].nunique()), {}
     for title, (name, config) in BASELINES.items():
-        if n_folds < 3:
-            rows[title] = dict.fromkeys(("value", "low", "high"), np.nan)
-            continue
         scores, folds = pd.Series(np.nan, index=frame.index), pd.Series(0, index=frame.index)
-        for k in range(n_folds):
+        for k in range(n_folds if n_folds >= 3 else 0):
             part = use_fold(frame.assign(split="train").drop(columns="fold", errors="ignore"), k, n_folds)
-            sets = [part[part["split"] == s] for s in ("train", "validation", "test")]
-            if any(s["label"].nunique() < 2 for s in sets[:2]):
-                continue
-            detector = detectors.create(name, **config).fit(sets[0], sets[1], progress=False)
-            scores[sets[2].index], folds[sets[2].index] = detector.score(sets[2]), k
-        if frame.loc[scores.notna(), "label"].nunique() < 2:  # no fold could be trained and validated
+            train, validation, test = (part[part["split"] == s] for s in ("train", "validation", "test"))
+            if train["label"].nunique() == validation["label"].nunique() == 2:
+                detector = detectors.create(name, **config).fit(train, validation, progress=False)
+                scores[test.index], folds[test.index] = detector.score(test), k
+        if frame.loc[scores.notna(), "label"].nunique() == 2:
+            rows[title] = vars(pooled_auc(frame["label"], scores, frame["source"], n_boot, folds))
+        else:  # no fold could be trained and validated
             rows[title] = dict.fromkeys(("value", "low", "high"), np.nan)
-            continue
-        rows[title] = vars(pooled_auc(frame["label"], scores, frame["source"], n_boot, folds))
     return pd.DataFrame(rows).T
 
 
@@ -54,15 +48,8 @@ def pooled_auc(
     """AUC of all fakes against all real images, the mean over folds, with an interval by source."""
     table = pd.DataFrame({"label": labels, "score": scores, "source": sources, "fold": folds})
     table = table.assign(path=table.index.astype(str), generator=table["label"].map({0: "real", 1: "fake"}))
-    about = {
-        "kind": "",
-        "perturbation": "none",
-        "detector": "baseline",
-        "seen": 1,
-        "threshold": 0.5,
-        "error": "",
-    }
-    found = metrics.evaluate(table.assign(**about).dropna(subset="score"), n_boot=n_boot)
+    table = table.assign(kind="", perturbation="none", detector="baseline", seen=1, threshold=0.5, error="")
+    found = metrics.evaluate(table.dropna(subset="score"), n_boot=n_boot)
     row = found[(found["group"] == "fake") & (found["metric"] == "auc")].iloc[0]
     return metrics.Estimate(row["value"], row["low"], row["high"])
 
@@ -82,13 +69,10 @@ def audit(frame: pd.DataFrame, progress: bool = True) -> tuple[list[Finding], pd
         alone = Finding("both labels", False, "one label only, so nothing to compare")
         return [*findings, alone], pd.DataFrame(), pd.DataFrame(columns=["value", "low", "high"])
     aucs = shortcut_aucs(readable)
-    value, low, high = aucs.loc["metadata"]
-    if np.isnan(value):
-        findings.append(
-            Finding("shortcut", True, "not measured: too few sources to train, validate and test")
-        )
-    else:
-        ok = not low > 0.5
-        detail = f"metadata alone: AUC {metrics.Estimate(value, low, high)}, {'at' if ok else 'above'} chance"
-        findings.append(Finding("shortcut", ok, detail))
+    found = metrics.Estimate(*aucs.loc["metadata"])
+    ok = not found.low > 0.5
+    detail = f"metadata alone: AUC {found}, {'at' if ok else 'above'} chance"
+    if np.isnan(found.value):
+        detail = "not measured: too few sources to train, validate and test"
+    findings.append(Finding("shortcut", ok, detail))
     return findings, shortcut_table(described), aucs

@@ -51,9 +51,8 @@ def check_kind(frame: pd.DataFrame, kind: str) -> str:
     if kind not in (known := {"all", *held_out["kind"]}):
         raise DataError(f"kind: {kind!r}, expected one of {', '.join(sorted(known))}")
     if held_out.empty:
-        raise DataError(
-            f"generators {held_in_generators(frame)} are all in training, expected a held-out one"
-        )
+        seen = held_in_generators(frame)
+        raise DataError(f"generators {seen} are all in training, expected a held-out one")
     return kind
 
 

@@ -1,6 +1,6 @@
-"""What the two papers claim, recomputed from their own tables, and what the demo's scores say.
+"""What the two papers claim, recomputed from their own tables, and what the demo's scores say: docs/claims.md.
 
-`python -m afp.results.claims > docs/claims.md` writes the page.
+`python data/build/claims.py` writes the page.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import re
 
 import pandas as pd
 
-from ..paths import ROOT
-from . import published
-from .metrics import paired_difference
-from .scores import read_scores
-from .tables import to_markdown
+from afp.files import write_text
+from afp.paths import ROOT
+from afp.results import published
+from afp.results.metrics import paired_difference
+from afp.results.scores import read_scores
+from afp.results.tables import to_markdown
 
-SCORES = ROOT / "data" / "results"
+FILE = ROOT / "docs" / "claims.md"
 METRICS = {"auc": "AUC", "ap": "AP", "accuracy_val": "accuracy at the validation threshold"}
 PAGE = """# What the papers claim, and what their numbers and the demo say
 
@@ -24,20 +25,13 @@ The demo: differences on held-out generators, paired by image, with 95 % interva
 `data/results/*.csv.gz`. Its models are small stand-ins (`demo-vlm`, `demo-clip`): it says what a method does *here*.
 An interval that holds zero decides nothing.
 
-Made by `python -m afp.results.claims > docs/claims.md`. Notebook 09 opens with the same table.
+Made by `python data/build/claims.py`. Notebook 09 opens with the same table.
 
 """
 
 
-def claims(demo: bool = True, n_boot: int = 1000) -> pd.DataFrame:
-    """The claims, with the places where they are made (`data/published/claims.csv`) and what is recomputed.
-
-    Args:
-        demo: compare the demo's detectors, too (seconds); otherwise that column is left out.
-        n_boot: bootstrap replicates behind the demo's intervals.
-    Returns:
-        Text columns claim, where, recomputed, the demo, notebook.
-    """
+def page() -> str:
+    """The claims with the places where they are made (`data/published/claims.csv`), and what is recomputed."""
     table = pd.read_csv(published.FOLDER / "claims.csv", dtype=str, keep_default_na=False)
     numbers = recomputed_numbers()
 
@@ -45,10 +39,9 @@ def claims(demo: bool = True, n_boot: int = 1000) -> pd.DataFrame:
         return re.sub(r"\{([^{}]*):([^:{}]*)\}", lambda found: format(numbers[found[1]], found[2]), text)
 
     shown = table[["claim", "where"]].assign(recomputed=table["recomputed"].map(fill))
-    if demo:
-        pairs = table[["first", "second", "metric"]].to_numpy()
-        shown["the demo"] = [demo_difference(a, b, m, n_boot) if a else "not tested" for a, b, m in pairs]
-    return shown.assign(notebook=table["notebook"])
+    pairs = table[["first", "second", "metric"]].to_numpy()
+    shown["the demo"] = [demo_difference(*pair) if pair[0] else "not tested" for pair in pairs]
+    return PAGE + to_markdown(shown.assign(notebook=table["notebook"]))
 
 
 def recomputed_numbers() -> dict[str, float]:
@@ -88,17 +81,13 @@ def recomputed_numbers() -> dict[str, float]:
     return numbers
 
 
-def demo_difference(first: str, second: str, metric: str, n_boot: int = 1000) -> str:
+def demo_difference(first: str, second: str, metric: str) -> str:
     """`first` - `second` on the demo's held-out generators, in words, by kind of generator."""
-    a, b = (read_scores(SCORES / f"{name}.csv.gz") for name in (first, second))
-    held_out = a[(a["label"] == 1) & (a["seen"] == 0)]
-    parts = []
-    for kind in held_out["kind"].value_counts().index:
-        found = paired_difference(a, b, metric, kind=kind, n_boot=n_boot)
-        low, high = f"{found.low:+.2f}", f"{found.high:+.2f}"
-        parts.append(f"{kind} {found.value:+.2f} [{low}, {high}]")
+    a, b = (read_scores(ROOT / "data" / "results" / f"{name}.csv.gz") for name in (first, second))
+    kinds = a.loc[(a["label"] == 1) & (a["seen"] == 0), "kind"].value_counts().index
+    parts = [f"{kind} {paired_difference(a, b, metric, kind=kind):+.2f}" for kind in kinds]
     return f"{first} - {second}, {METRICS[metric]}: {'; '.join(parts)}"
 
 
 if __name__ == "__main__":
-    print(PAGE + to_markdown(claims()), end="")
+    print(f"{write_text(FILE, page())}")
