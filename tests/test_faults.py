@@ -22,7 +22,7 @@ import torch
 from conftest import picture
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_backbones import write_tower
 from test_vlm import save as save_vlm
 from test_vlm import small_config
@@ -604,4 +604,4 @@ def test_a_backbone_that_gives_no_numbers(weight, afp, tower, small_manifest, tm
     command = ("fit", "-d", "linear-probe", "--backbone", tower, "-m", small_manifest, "--set", "block=1")
     status, shown = afp(*command, "--out", tmp_path / "r")
     assert status == 2 and "are not finite; its weights are damaged" in line(shown)
-    assert not list((tmp_path / "data").rglob("*.safetensors")) and not (tmp_path / "r").exists()
+    assert not list((tmp_path / "data").rglob("*.rows")) and not (tmp_path / "r").exists()

@@ -166,8 +166,8 @@ def _extract_missing(
                 row = np.concatenate([_value(found, name, j) for name in layout])
                 if not np.isfinite(row).all():
                     raise ModelError(
-                        f"backbone {backbone.name}: features of {item.file} are not finite; its weights are damaged, or "
-                        "too large for 16 bits"
+                        f"backbone {backbone.name}: features of {item.file} are not finite; its weights are damaged,"
+                        " or too large for 16 bits"
                     )
                 digest = dataset.rows[item.row][1]
                 if digest and _stores:
@@ -244,7 +244,9 @@ def without_storing() -> Iterator[None]:
 
 
 def fits(n: int, backbone: Backbone, output: str) -> bool:
-    """Whether the features of n images leave `RESERVE` bytes of the disk free; says so if not."""
+    """Whether features of n images may be kept, and leave `RESERVE` bytes of the disk free; says if they do not."""
+    if not _stores:
+        return False
     n_bytes = 2 * n * math.prod(feature_shape(backbone, output))
     place = next(folder for folder in (cache_dir(), *cache_dir().parents) if folder.exists())
     free = shutil.disk_usage(place).free
