@@ -137,6 +137,33 @@ def test_the_same_fit_gives_the_same_scores(name, fit, configs, sets):
     assert np.array_equal(again.score(sets["test"]), fit(name).score(sets["test"]))
 
 
+@pytest.mark.parametrize("name", [n for n in NAMES if detectors.detector_class(n).trains_on])
+def test_a_training_starts_from_a_runs_weights(name, fit, configs, sets, tmp_path):
+    run = fit(name).save(tmp_path / "run")
+    scores = []
+    for start in (run, None):  # at a rate that changes nothing
+        config = configs[name] | {"lr": 1e-12, "epochs": 1}
+        detector = detectors.create(name, **config)
+        detector.fit(sets["train"], sets["validation"], progress=False, start=start)
+        scores.append(detector.score(sets["test"]))
+    given = fit(name).score(sets["test"])
+    assert np.allclose(scores[0], given, atol=1e-7) and np.abs(scores[1] - given).max() > 1e-6
+    on = detectors.create(name, **configs[name])
+    on.fit(sets["train"], sets["validation"], progress=False, start=run)
+    assert np.abs(on.score(sets["test"]) - given).max() > 1e-6
+
+
+def test_a_run_that_no_training_can_start_from_is_refused(fit, configs, sets, tmp_path):
+    run, parts = fit("clip-prompt").save(tmp_path / "run"), (sets["train"], sets["validation"])
+    for name, config, message in (
+        ("spectrum", {}, "spectrum is not trained by steps"),
+        ("clip-adapter", configs["clip-adapter"], "holds a clip-prompt, expected clip-adapter"),
+        ("clip-prompt", configs["clip-prompt"] | {"n_context": 8}, "its n_context is 4, expected 8"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            detectors.create(name, **config).fit(*parts, progress=False, start=run)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_refitted_detector_forgets_what_it_learned(name, fit, configs, sets):
     detector = detectors.create(name, **configs[name])

@@ -604,4 +604,4 @@ def test_a_backbone_that_gives_no_numbers(weight, afp, tower, small_manifest, tm
     command = ("fit", "-d", "linear-probe", "--backbone", tower, "-m", small_manifest, "--set", "block=1")
     status, shown = afp(*command, "--out", tmp_path / "r")
     assert status == 2 and "are not finite; its weights are damaged" in line(shown)
-    assert not (tmp_path / "r").exists()
+    assert not list((tmp_path / "data").rglob("*.rows")) and not (tmp_path / "r").exists()

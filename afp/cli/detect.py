@@ -12,14 +12,17 @@ import typer
 from ..detectors import NAMES
 from ..errors import DataError, UnreadableImages
 from ..files import LOG, METRICS, PAGE, SCORES, check_folder, check_output
+from ..models import processes
 from .echo import echo
 from .screen import pair, print_answers, print_frame, print_metrics
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # torch's names are taken as well
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no features on the disk.")]
 RunOption = Annotated[Path | None, typer.Option(help="Run folder; default: the demo's linear probe.")]
 
 
 def fit(
+    context: typer.Context,
     detector: Annotated[str, typer.Option("--detector", "-d", help=" | ".join(NAMES))] = "linear-probe",
     manifest: Annotated[Path, typer.Option("--manifest", "-m", help="CSV or Parquet manifest.")] = Path(
         "data/demo/manifest.csv"
@@ -56,6 +59,10 @@ def fit(
         list[str] | None,
         typer.Option("--set", help="Config field of the detector, as name=value (repeatable)."),
     ] = None,
+    init_from: Annotated[
+        Path | None, typer.Option(help="Run of the same detector whose weights the training starts from.")
+    ] = None,
+    no_cache: NoCache = False,
     explain: Annotated[
         bool,
         typer.Option("--explain", help="Fit nothing: print every setting, its source, where ours differs."),
@@ -88,7 +95,8 @@ def fit(
     frame = read_manifest(_demo_or(manifest))
     if held_in:
         frame = hold_in(frame, held_in)
-    options: dict = {"config": config, "without": without or [], "target_fpr": target_fpr}
+    options: dict = {"config": config, "without": without or [], "target_fpr": target_fpr, "start": init_from}
+    _keep_features(not no_cache, context)
     try:
         if fold == "all":
             folder = runs.cross_fit(detector, frame, out, **options)
@@ -97,6 +105,8 @@ def fit(
     except UnreadableImages as error:
         hint = "`afp manifest ... --drop-unreadable` leaves such files out and says what each class loses"
         raise DataError(f"{error}\n{hint}") from error
+    if processes.rank():
+        return
     if fold == "all":
         echo(f"scores: {folder / 'scores.csv'}")
         print_metrics(read_scores(folder / "scores.csv"), folder / "metrics.json")
@@ -127,6 +137,7 @@ def calibrate(
 
 
 def score(
+    context: typer.Context,
     paths: Annotated[list[Path], typer.Argument(help="Images, folders (recursive) or manifests.")],
     run: RunOption = None,
     out: Annotated[Path, typer.Option(help="Scores table; an interrupted one is continued.")] = Path(
@@ -152,6 +163,7 @@ def score(
         Path | None,
         typer.Option(help="Folder for a relevance map of each image: red for fake, blue for real."),
     ] = None,
+    no_cache: NoCache = False,
 ) -> None:
     """Score images with a run: P(fake), a row each. Exit 1 if any could not be read."""
     from .. import detectors
@@ -165,8 +177,11 @@ def score(
     perturbation = preprocess.check_perturbation(perturbation)
     if target_fpr is not None and any("=" not in text for text in threshold or []):
         raise DataError("give either --threshold or --target-fpr; thresholds per generator go with both")
+    if processes.count() > 1 and (html or explain):
+        raise DataError("--html and --explain are made by one process; add them once the scores are there")
     thresholds = _thresholds(threshold or [])
     check_output(out, SCORES, paths)
+    _keep_features(not no_cache, context)
     if html:
         check_output(html, PAGE, [*paths, out])
     folder = _run(run)
@@ -186,6 +201,8 @@ def score(
         raise DataError(f"--threshold: no image by {sorted(unknown)[0]!r}, expected {expected}")
     table = score_to_csv(folder, frame, out, perturbation=perturbation, thresholds=thresholds)
     failed, good = table[table["error"] != ""], table[table["error"] == ""]
+    if processes.rank():
+        raise typer.Exit(int(len(failed) > 0))
     if len(table) <= 20:
         print_answers(good, frame, standing)
     for message in failed["error"].head(20):
@@ -298,6 +315,14 @@ def test(
             stream.write("\n".join(lines) + "\n")
     if len(failed):
         raise typer.Exit(1)
+
+
+def _keep_features(keep: bool, context: typer.Context) -> None:
+    """Whether this command keeps the features that it extracts."""
+    if not keep:
+        from ..models.features import without_storing
+
+        context.with_resource(without_storing())
 
 
 def _setting(text: str) -> tuple[str, object]:

@@ -26,6 +26,8 @@ from .operating_point import OperatingPoint, choose_operating_point
 
 CHECKSUMS = "checksums.json"
 IMAGES = "images.csv"  # what the run was fitted, validated and calibrated on: sha256, source, role
+# What a run may have otherwise that a training starts from.
+MAY_CHANGE = ("preset", "normalisation", "seed", "epochs", "lr", "batch_size", "cache_tokens")
 # Everything else in a run is what it learned.
 RECORDS = ("config.json", IMAGES, "validation.csv", "calibration.csv", "history.csv", "environment.json")
 
@@ -41,6 +43,7 @@ class Detector(ABC):
     """
 
     name: ClassVar[str]
+    trains_on: ClassVar[bool] = False  # whether a fit can start from a run's weights
     normalisation: Normalisation = field(default=None, kw_only=True)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
@@ -87,6 +90,7 @@ class Detector(ABC):
         progress: bool = True,
         target_fpr: float | None = None,
         checkpoint: str | Path | None = None,
+        start: str | Path | None = None,
     ) -> Self:
         """Learn from manifest rows; hyperparameters and the threshold come from ``validation`` alone.
 
@@ -95,6 +99,7 @@ class Detector(ABC):
             target_fpr: the share of validation's real images that the threshold may call fake; None for the best
                 balanced accuracy.
             checkpoint: folder of the state of a training that may be stopped; the same fit goes on from there.
+            start: a run of the same detector, whose weights the training starts from.
         Raises:
             ModelError: a class is missing in either set.
             UnreadableImages: names every image of both sets that cannot be decoded.
@@ -107,6 +112,7 @@ class Detector(ABC):
                     f"{part}: labels {found} in {len(frame)} images, expected both 0 and 1{hint}"
                 )
         self.checkpoint_, progress = checkpoint, progress and processes.rank() == 0
+        self.start_ = self._checked_start(start) if start else None
         try:
             if processes.count() > 1:  # what one of them extracts, all of them find
                 for frame in (train, validation):
@@ -222,6 +228,19 @@ class Detector(ABC):
     @abstractmethod
     def n_trainable(self) -> int:
         """How many numbers training may change."""
+
+    def _checked_start(self, folder: str | Path) -> Path:
+        """A run that a training of this detector can start from. Raises ModelError naming what differs."""
+        if not self.trains_on:
+            raise ModelError(f"{self.name} is not trained by steps: it cannot start from a run")
+        content, own = read_config(folder), self.config()
+        if content["detector"] != self.name:
+            raise ModelError(f"{folder}: holds a {content['detector']}, expected {self.name} to start from")
+        for key, value in content["config"].items():
+            if key not in MAY_CHANGE and value != own.get(key):
+                raise ModelError(f"{folder}: its {key} is {value!r}, expected {own.get(key)!r} to start from")
+        check_seal(folder)
+        return Path(folder)
 
     def _warm_up(self, frame: pd.DataFrame, progress: bool) -> None:
         """Cache what a fit reads of these rows: several processes do it together, before each of them fits."""

@@ -289,6 +289,8 @@ class ClipDetector(TowerDetector):
         texts = self._text_module()
         torch.manual_seed(self.recipe().seed)
         head = Head(self._adapter(), texts, self._scale())
+        if self.start_:
+            head.adapter.load_state_dict(self._read_state(self.start_)[0])
         self._train_head(head, train, validation, progress)
         self._settle(head.adapter, texts)
 
@@ -305,7 +307,13 @@ class ClipDetector(TowerDetector):
         save_file(state | {"classifier": self.classifier_}, folder / "model.safetensors")
 
     def _load(self, folder: Path) -> None:
-        state = load_file(folder / "model.safetensors")
-        self.classifier_ = state.pop("classifier")
+        state, self.classifier_ = self._read_state(folder)
         self.adapter_ = self._adapter().requires_grad_(False)
         self.adapter_.load_state_dict(state)
+
+    @staticmethod
+    def _read_state(folder: Path) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """A run's adapter and classifier."""
+        state = load_file(folder / "model.safetensors")
+        classifier = state.pop("classifier")
+        return state, classifier

@@ -37,6 +37,7 @@ class AdaptedClip(ClipDetector):
         ratio: share of the bottleneck's output; the rest is CLIP's own embedding.
     """
 
+    trains_on: ClassVar[bool] = True
     ratio: float = 0.4
 
     def __post_init__(self) -> None:

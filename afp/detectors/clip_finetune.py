@@ -29,6 +29,7 @@ class ClipFinetune(ClipDetector):
     """
 
     name: ClassVar[str] = "clip-finetune"
+    trains_on: ClassVar[bool] = True
     dtypes: ClassVar = ("auto", "float32")
     precision: ClassVar = "float32"
     differences: ClassVar = {k: v for k, v in DIFFERENCES.items() if k != "precision"}
@@ -65,7 +66,7 @@ class ClipFinetune(ClipDetector):
         frozen = self.backbone_
         check_text(frozen)
         torch.manual_seed(self.recipe().seed)
-        model = self._trainable(copy.deepcopy(frozen.model))
+        model = self._trainable(self._read(self.start_) if self.start_ else copy.deepcopy(frozen.model))
         self._train_on_pixels(BothTowers(model, frozen, self.texts()), train, validation, progress)
         self._tuned(frozen, model)
 
@@ -80,11 +81,15 @@ class ClipFinetune(ClipDetector):
             part.save_pretrained(str(folder / "model"))
 
     def _load(self, folder: Path) -> None:
+        self._tuned(load_backbone(self.backbone, dtype="float32"), self._read(folder))
+
+    def _read(self, folder: Path) -> DualModel:
+        """The tuned model in a run."""
         source, base = folder / "model", load_backbone(self.backbone, dtype="float32")
         if not (source / "config.json").is_file():
             raise FileNotFoundError(errno.ENOENT, "no model", str(source))
         where = {"pretrained_model_name_or_path": str(source), "trust_remote_code": False}
-        self._tuned(base, read_weights(type(base.model), str(source), dtype=torch.float32, **where))
+        return read_weights(type(base.model), str(source), dtype=torch.float32, **where)
 
 
 class BothTowers(nn.Module):

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from ..errors import ModelError
 from ..models.backbones import DualModel, load_backbone
-from ..models.soft_prompts import adapter_folder, save_adapter
+from ..models.soft_prompts import adapter_folder, make_trainable, save_adapter
 from ..models.text_tower import check_text
 from ..models.training import Recipe
 from .clip import FEW_SHOT, Preset, published_recipe
@@ -60,15 +60,15 @@ class ClipLora(ClipFinetune):
         config = LoraConfig(
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=list(TARGETS)
         )
-        model.vision_model = get_peft_model(model.vision_model, config)
-        return model
+        if not isinstance(model.vision_model, PeftModel):
+            model.vision_model = get_peft_model(model.vision_model, config)
+        return make_trainable(model)
 
     def _save(self, folder: Path) -> None:
         save_adapter(self.tuned_.model.vision_model, folder / "adapter")
 
-    def _load(self, folder: Path) -> None:
-        base = load_backbone(self.backbone, dtype="float32")
-        model = copy.deepcopy(base.model)
+    def _read(self, folder: Path) -> DualModel:
+        model = copy.deepcopy(load_backbone(self.backbone, dtype="float32").model)
         at = str(adapter_folder(folder / "adapter"))
         model.vision_model = PeftModel.from_pretrained(model.vision_model, at)
-        self._tuned(base, model)
+        return model

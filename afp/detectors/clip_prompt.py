@@ -31,6 +31,7 @@ class ClipPrompt(ClipDetector):
     """
 
     name: ClassVar[str] = "clip-prompt"
+    trains_on: ClassVar[bool] = True
     presets: ClassVar = {
         "demo": Preset(Recipe(lr=3e-3, epochs=30, batch_size=72)),
         **PUBLISHED,
@@ -91,6 +92,9 @@ class ClipPrompt(ClipDetector):
 
     def _text_module(self) -> Texts:
         self.side_ = self.attach()
+        if start := getattr(self, "start_", None):
+            rows = soft_prompts.read_vectors(adapter_folder(start / "adapter"))
+            soft_prompts.set_vectors(self.side_.tower, rows)
         return Texts(self.side_, self.texts(), trained=True)
 
     def _save(self, folder: Path) -> None:

@@ -23,7 +23,7 @@ from ..errors import ModelError
 from ..models import features
 from ..models.backbones import best_device
 from ..models.instructblip import DEMO, Encoded, Vlm, crop_square, load_vlm
-from ..models.soft_prompts import adapter_folder, save_adapter
+from ..models.soft_prompts import adapter_folder, is_added, make_trainable, save_adapter
 from ..models.training import Recipe, train
 from ..paths import ROOT
 from .base import Detector
@@ -202,7 +202,7 @@ class VlmDetector(Detector):
     def n_trainable(self) -> int:
         """Numbers in the adapters."""
         named = (pair for adapter in self.adapters_.values() for pair in adapter.named_parameters())
-        return sum(p.numel() for name, p in named if ".lora_" in name or "trainable_tokens_delta" in name)
+        return sum(p.numel() for name, p in named if is_added(name))
 
     def _attach(self, tower: str) -> PeftModel:
         raise NotImplementedError
@@ -222,7 +222,12 @@ class VlmDetector(Detector):
             self.__dict__.pop(name, None)
 
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
-        self._forget()
+        if self.start_:
+            self._load(self.start_)
+            for adapter in self.adapters_.values():
+                make_trainable(adapter)
+        else:
+            self._forget()
         if self.adapters_:  # attached here, before training looks for what requires a gradient
             self._train(train, validation, progress)
 

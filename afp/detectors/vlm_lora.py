@@ -29,6 +29,7 @@ class VlmLora(VlmDetector):
     """
 
     name: ClassVar[str] = "vlm-lora"
+    trains_on: ClassVar[bool] = True
     demo_recipe: ClassVar[Recipe] = Recipe(lr=2e-3, epochs=10, batch_size=72)
     tower: str = "llm"
     rank: int = 8

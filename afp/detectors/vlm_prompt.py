@@ -33,6 +33,7 @@ class VlmPrompt(VlmDetector):
     """
 
     name: ClassVar[str] = "vlm-prompt"
+    trains_on: ClassVar[bool] = True
     position: str = "postfix"
     n_vectors: int = 1
     towers: str = "both"

@@ -25,10 +25,7 @@ from .backbones import Backbone
 from .feature_store import NOWHERE, FeatureStore
 
 FOLDER = "features-2"  # of the cache; another number for another layout of its files
-POOLED = (
-    "cls",
-    "embedding",
-)  # one pass gives both: where all blocks' class tokens are kept, so is the embedding
+POOLED = ("cls", "embedding")  # from one pass: where all blocks' class tokens are kept, so is the embedding
 RESERVE = 2 * 10**9  # bytes that image tokens leave free on the disk
 _stores = True
 
@@ -169,7 +166,8 @@ def _extract_missing(
                 row = np.concatenate([_value(found, name, j) for name in layout])
                 if not np.isfinite(row).all():
                     raise ModelError(
-                        f"backbone {backbone.name}: features of {item.file} are not finite; its weights are damaged"
+                        f"backbone {backbone.name}: features of {item.file} are not finite; its weights are damaged,"
+                        " or too large for 16 bits"
                     )
                 digest = dataset.rows[item.row][1]
                 if digest and _stores:
@@ -246,7 +244,9 @@ def without_storing() -> Iterator[None]:
 
 
 def fits(n: int, backbone: Backbone, output: str) -> bool:
-    """Whether the features of n images leave `RESERVE` bytes of the disk free; says so if not."""
+    """Whether features of n images may be kept, and leave `RESERVE` bytes of the disk free; says if they do not."""
+    if not _stores:
+        return False
     n_bytes = 2 * n * math.prod(feature_shape(backbone, output))
     place = next(folder for folder in (cache_dir(), *cache_dir().parents) if folder.exists())
     free = shutil.disk_usage(place).free

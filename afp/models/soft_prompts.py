@@ -190,6 +190,18 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
+def make_trainable(model: Any) -> Any:
+    """The model, of which what peft added requires a gradient, and nothing else."""
+    for name, p in model.named_parameters():
+        p.requires_grad_(is_added(name))
+    return model
+
+
+def is_added(name: str) -> bool:
+    """Whether a parameter of this name belongs to one of the adapters used here."""
+    return ".lora_" in name or "trainable_tokens_delta" in name
+
+
 def adapter_folder(folder: Path) -> Path:
     """The folder, which must hold a peft adapter: peft itself would look for a missing one on the hub."""
     file = folder / "adapter_config.json"

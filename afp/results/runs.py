@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from .. import detectors
 from ..data.splits import use_fold
-from ..detectors.base import IMAGES, Detector, image_roles, read_config, seal
+from ..detectors.base import IMAGES, Detector, image_roles, read_config, run_key, seal
 from ..detectors.operating_point import TARGET_FPR, OperatingPoint, choose_operating_point, fewest_for
 from ..errors import DataError
 from ..files import check_folder, checksum, read_json, write_json, write_text, written_folder, written_whole
@@ -44,6 +44,7 @@ def fit_run(
     fold: int | None = None,
     without: Sequence[str] = (),
     target_fpr: float | None = TARGET_FPR,
+    start: str | Path | None = None,
     progress: bool = True,
 ) -> Path:
     """Fit a detector on a manifest's train rows and leave it in a folder.
@@ -60,6 +61,7 @@ def fit_run(
         without: generators left out of training and validation.
         target_fpr: the share of validation's real images that the threshold may call fake; None for the best
             balanced accuracy.
+        start: a run of the same detector, whose weights the training starts from.
     Returns:
         The run folder.
     Raises:
@@ -73,12 +75,14 @@ def fit_run(
     used = frame[~frame["generator"].isin(without)]
     train, validation = (used[used["split"] == s] for s in ("train", "validation"))
     key = _identity(detector, train, validation, target_fpr)
+    if start:
+        key = _hashed([key, run_key(start)])[:8]
     folder = Path(out) if out else runs_dir() / f"{name}-{key}"
     with _only_fit(folder):
         if processes.gather(_is_fitted(folder, key))[0]:
             return folder
         started, checkpoint = time.perf_counter(), cache_dir() / "checkpoints" / key
-        detector.fit(train, validation, progress, target_fpr, checkpoint)
+        detector.fit(train, validation, progress, target_fpr, checkpoint, start)
         seconds = round(time.perf_counter() - started, 2)
         if processes.rank() == 0:
             table = unscored_table(detector, validation, folder.name, fold, "none")
@@ -274,6 +278,7 @@ def cross_fit(
     config: dict | None = None,
     without: Sequence[str] = (),
     target_fpr: float | None = None,
+    start: str | Path | None = None,
     n_folds: int = 5,
     progress: bool = True,
 ) -> Path:
@@ -291,6 +296,7 @@ def cross_fit(
         "config": config,
         "without": without,
         "target_fpr": target_fpr,
+        "start": start,
         "progress": progress,
     }
     folder = fit_run(name, folds[0], out, **options)
