@@ -89,11 +89,11 @@ def test_every_command_has_help(afp, command):
         ),
         (
             ["fit", "-d", "clip-prompt", "--manifest", "MANIFEST", "--set", "lr=abc"],
-            "lr is 'abc', expected float",
+            "lr is 'abc', expected a number or nothing",
         ),
         (
             ["fit", "-d", "clip-prompt", "--manifest", "MANIFEST", "--set", "epochs=2.5"],
-            "epochs is 2.5, expected int",
+            "epochs is 2.5, expected a whole number or nothing",
         ),
         (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--target-fpr", "2"], "target FPR: 2"),
         (["fit", "-d", "metadata", "--manifest", "MANIFEST", "--target-fpr", ".1", "--balanced"], "either"),

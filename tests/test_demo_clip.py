@@ -8,7 +8,7 @@ import torch
 from onnxruntime import InferenceSession, SessionOptions
 from safetensors.torch import load_file
 
-from afp.data.images import open_images
+from afp.data.images import open_image
 from afp.demo.tower import MEMBER, WHEEL, build_tower, dequantise, tower_folder
 from afp.demo.wheels import Wheel
 from afp.models.backbones import load_backbone
@@ -22,7 +22,7 @@ def onnx_bytes(demo_manifest) -> bytes:
 def test_embeddings_agree_with_the_onnx_file_on_real_photographs(onnx_bytes, demo_frame):
     photos = demo_frame[demo_frame["generator"] == "real"].drop_duplicates("source")[::3]
     backbone = load_backbone("demo-clip", dtype="float32")
-    pixels = backbone.preprocess(open_images(photos["file"]))
+    pixels = backbone.preprocess([open_image(file) for file in photos["file"]])
     ours = backbone.extract(pixels, ("embedding",))["embedding"].numpy()
     options = SessionOptions()
     # Without it int8 products saturate on processors that have AVX2 and no VNNI.

@@ -57,9 +57,18 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
         if results["detector"].nunique() > 1:
             print_frame(comparison_table(results), title="AUC with 95 % intervals")
     fakes = results[results["kind"] != "real"]
-    for reals in fakes.loc[
-        (fakes["against"] == "real") & fakes["reals"].str.contains(" + ", regex=False), "reals"
-    ].unique():
+    for detector in results["detector"].unique():
+        n_real = fakes.loc[fakes["detector"] == detector, "n_real"]
+        if not n_real.any():
+            only = "fake" if len(n_real) else "real"
+            echo(
+                f"{detector}: all images are {only}; AUC and AP compare both classes, and are n/a",
+                fg="yellow",
+            )
+    if table["threshold"].isna().all():
+        echo("the table has no threshold; accuracy at one is n/a", fg="yellow")
+    against_all = fakes[(fakes["against"] == "real") & fakes["reals"].str.contains(" + ", regex=False)]
+    for reals in against_all["reals"].unique():
         echo(f"real images are pooled ({reals}); a column `set` pairs each generator with its own")
     for text in metrics.questions(results):
         echo(f"question: {text}", fg="yellow", err=True)
