@@ -75,13 +75,18 @@ def unscored_table(
 
 
 def _roles(detector: Detector, table: pd.DataFrame) -> pd.Series:
-    """What each row's image was for the detector; known by its hash, or by the photograph that it derives from."""
+    """What each row's image was for the detector: known by its hash, or by its photograph.
+
+    A photograph is known where one of its images is, or by its name.
+    """
     roles = pd.Series("", index=table.index, dtype=object)
     known = getattr(detector, "images_", pd.DataFrame(columns=["source", "sha256", "role"]))
+    table = table.reindex(columns=["source", "sha256"]).astype(object).fillna("")
     for role in ("calibration", "validation", "train"):  # the last of several stays
         part = known[known["role"] == role]
-        for column in {"source", "sha256"} & set(table):
-            roles[table[column].isin(set(part[column]) - {""})] = role
+        same = table["sha256"].isin(set(part["sha256"]) - {""})
+        photographs = {*part["source"], *table.loc[same, "source"]} - {""}
+        roles[same | table["source"].isin(photographs)] = role
     return roles
 
 
