@@ -12,16 +12,18 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-# An image's SHA-256 in hex digits, and the checksum of its row; in the order of the rows.
-ENTRY = np.dtype([("image", "S64"), ("checksum", "<u4")])
+# An image's SHA-256 and the checksum of its row; in the order of the rows.
+ENTRY = np.dtype([("image", "V32"), ("checksum", "<u4")])
 NOWHERE = -1  # the shard of an image that is not there
+_NUMBERS = 2**40  # rows that a shard may have
 
 
 class FeatureStore:
     """float16 rows in a folder's shards, ``0.rows`` with ``0.index`` and so on, of which a writer fills one alone.
 
     A row is written before its entry, both at the place that their number gives: what a killed writer left half is
-    overwritten by the next one, and found by nobody. A row that does not fit its checksum counts as absent.
+    found by nobody, and overwritten by the next one. A row that does not fit its checksum counts as absent; of an
+    image's rows the last one counts.
 
     Args:
         folder: named by all that the rows depend on; its name is part of the checksums.
@@ -29,11 +31,11 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path, length: int):
-        self.folder, self.length = folder, length
-        self.n_bytes = 2 * length
-        self._rows: dict[tuple[int, bool], int] = {}  # shard, whether it is written -> descriptor of its rows
-        self._entries: dict[int, np.ndarray] = {}
-        self._writer: tuple[int, int, FileLock] | None = None  # shard, descriptor of its index, who holds it
+        self.folder, self.length, self.n_bytes = folder, length, 2 * length
+        self._files: dict[str, int] = {}  # name -> descriptor
+        self._n_read: dict[int, int] = {}  # shard -> entries taken in
+        self._known: dict[bytes, int] = {}  # image -> shard * _NUMBERS + number
+        self._writer: tuple[int, FileLock] | None = None  # its shard
 
     def __enter__(self) -> FeatureStore:
         """Whoever appends leaves the shard to the next writer when the block ends."""
@@ -41,14 +43,8 @@ class FeatureStore:
 
     def __exit__(self, *error: object) -> None:
         if self._writer is not None:
-            _, index, lock = self._writer
-            os.close(index)
-            lock.release()
+            self._writer[1].release()
             self._writer = None
-
-    def __del__(self) -> None:
-        for descriptor in self._rows.values():
-            os.close(descriptor)
 
     def find(self, digests: Sequence[str], progress: bool = False) -> tuple[np.ndarray, int]:
         """Where these images' rows are, each of which is read once and compared with its checksum.
@@ -56,45 +52,40 @@ class FeatureStore:
         Returns:
             Shard and number of each row, (n, 2), `NOWHERE` where there is none; and how many are damaged.
         """
-        places, images = [], []
-        for file in sorted(self.folder.glob("[0-9]*.rows")):
-            shard, content = int(file.stem), file.with_suffix(".index").read_bytes()
-            entries = np.frombuffer(content[: len(content) // ENTRY.itemsize * ENTRY.itemsize], ENTRY)
-            self._entries[shard] = entries
-            images.append(entries["image"])
-            places.append(np.stack([np.full(len(entries), shard), np.arange(len(entries))], axis=1))
+        self._take_in()
         found, damaged = np.full((len(digests), 2), NOWHERE), 0
-        if not images:
-            return found, damaged
-        known, place = np.concatenate(images), np.concatenate(places)
-        order = np.argsort(known, kind="stable")
-        wanted = np.array([digest.encode() for digest in digests], "S64")
-        bounds = np.stack([np.searchsorted(known, wanted, side, order) for side in ("left", "right")], axis=1)
-        for i, (low, high) in enumerate(tqdm(bounds, "checking features", disable=not progress, delay=5)):
-            good = (place[j] for j in order[low:high] if self._is_whole(*place[j]))
-            found[i] = next(good, (NOWHERE, NOWHERE))
-            damaged += int(low < high and found[i][0] == NOWHERE)
+        for i, digest in enumerate(tqdm(digests, "checking features", disable=not progress, delay=5)):
+            image = _image(digest)
+            if image in self._known:
+                place = divmod(self._known[image], _NUMBERS)
+                if self._is_whole(image, *place):
+                    found[i] = place
+                else:
+                    damaged += 1
         return found, damaged
 
     def read(self, shard: int, number: int, start: int = 0, length: int | None = None) -> np.ndarray:
         """Numbers ``start`` to ``start + length`` of a row, float16."""
         n_bytes = 2 * (self.length if length is None else length)
-        content = os.pread(self._descriptor(shard), n_bytes, number * self.n_bytes + 2 * start)
+        content = os.pread(self._open(f"{shard}.rows"), n_bytes, number * self.n_bytes + 2 * start)
         return np.frombuffer(content, "<f2")
 
     def append(self, digest: str, row: np.ndarray) -> tuple[int, int]:
         """Keep an image's row; returns its shard and number. Others may do the same at any time."""
-        shard, index, _ = self._writer or self._open_shard()
-        content = np.ascontiguousarray(row, "<f2").tobytes()
+        content, image = np.ascontiguousarray(row, "<f2").tobytes(), _image(digest)
         if len(content) != self.n_bytes:
             raise ValueError(f"a row of {len(content) // 2} numbers, expected {self.length}")
-        image, number = digest.encode(), os.fstat(index).st_size // ENTRY.itemsize
+        if self._writer is None:
+            self._writer = self._free_shard()
+        shard = self._writer[0]
+        rows, index = (self._open(f"{shard}.{kind}", writes=True) for kind in ("rows", "index"))
+        number = os.fstat(index).st_size // ENTRY.itemsize
         entry = np.array((image, self._checksum(image, content)), ENTRY).tobytes()
-        _write(self._descriptor(shard, writes=True), content, number * self.n_bytes)
+        _write(rows, content, number * self.n_bytes)
         _write(index, entry, number * ENTRY.itemsize)
         return shard, number
 
-    def _open_shard(self) -> tuple[int, int, FileLock]:
+    def _free_shard(self) -> tuple[int, FileLock]:
         """The first shard that nobody writes to."""
         self.folder.mkdir(parents=True, exist_ok=True)
         shard = 0
@@ -102,25 +93,58 @@ class FeatureStore:
             lock = FileLock(self.folder / f"{shard}.lock")
             try:
                 lock.acquire(timeout=0)
+                return shard, lock
             except Timeout:
                 shard += 1
-                continue
-            self._writer = shard, os.open(self.folder / f"{shard}.index", os.O_RDWR | os.O_CREAT, 0o666), lock
-            return self._writer
 
-    def _descriptor(self, shard: int, writes: bool = False) -> int:
-        if (shard, writes) not in self._rows:
+    def _take_in(self) -> None:
+        """Read the entries that were written since, by whomever."""
+        names = [file.name for file in self.folder.glob("[0-9]*.rows")]
+        if any(name not in names for name in self._files if name.endswith(".rows")) or not all(
+            os.fstat(self._open(name)).st_ino == (self.folder / name).stat().st_ino for name in names
+        ):
+            self._forget()
+        for name in names:
+            shard, index = int(name.split(".")[0]), self._open(name.replace("rows", "index"))
+            first, last = self._n_read.get(shard, 0), os.fstat(index).st_size // ENTRY.itemsize
+            new = os.pread(index, (last - first) * ENTRY.itemsize, first * ENTRY.itemsize)
+            images = np.frombuffer(new, ENTRY)["image"].tolist()
+            self._known |= zip(images, range(shard * _NUMBERS + first, shard * _NUMBERS + last), strict=True)
+            self._n_read[shard] = last
+
+    def _forget(self) -> None:
+        """Drop what is known of files that are gone."""
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        for kept in (self._files, self._n_read, self._known):
+            kept.clear()
+
+    def __del__(self) -> None:
+        self._forget()
+
+    def _open(self, name: str, writes: bool = False) -> int:
+        key = f"{name} to write" if writes else name
+        if key not in self._files:
             flags = os.O_RDWR | os.O_CREAT if writes else os.O_RDONLY
-            self._rows[shard, writes] = os.open(self.folder / f"{shard}.rows", flags, 0o666)
-        return self._rows[shard, writes]
+            self._files[key] = os.open(self.folder / name, flags, 0o666)
+        return self._files[key]
 
-    def _is_whole(self, shard: int, number: int) -> bool:
-        content = os.pread(self._descriptor(shard), self.n_bytes, number * self.n_bytes)
-        image, checksum = self._entries[shard][number]
-        return len(content) == self.n_bytes and self._checksum(image, content) == checksum
+    def _is_whole(self, image: bytes, shard: int, number: int) -> bool:
+        content = os.pread(self._open(f"{shard}.rows"), self.n_bytes, number * self.n_bytes)
+        entry = os.pread(self._open(f"{shard}.index"), ENTRY.itemsize, number * ENTRY.itemsize)
+        return len(content) == self.n_bytes and self._checksum(image, content) == int.from_bytes(
+            entry[32:], "little"
+        )
 
     def _checksum(self, image: bytes, content: bytes) -> int:
         return zlib.crc32(content, zlib.crc32(self.folder.name.encode() + image))
+
+
+def _image(digest: str) -> bytes:
+    try:
+        return bytes.fromhex(digest)
+    except ValueError:
+        return b""  # the hash of no file
 
 
 def _write(descriptor: int, content: bytes, at: int) -> None:

@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ..paths import cache_dir
 from .backbones import Backbone
 from .feature_store import NOWHERE, FeatureStore
 
-FOLDER = "features-2"  # of the cache; another number for another layout of its files
+FOLDER = "features-3"  # of the cache; another number for another layout of its files
 POOLED = ("cls", "embedding")  # from one pass: where all blocks' class tokens are kept, so is the embedding
 RESERVE = 2 * 10**9  # bytes that image tokens leave free on the disk
 _stores = True
@@ -113,7 +114,7 @@ def open_features(
     for layout in layouts:
         parts = (backbone.fingerprint, "+".join(layout), normalisation.key, perturbation)
         folder = _folder() / hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
-        store = FeatureStore(folder, sum(math.prod(feature_shape(backbone, name)) for name in layout))
+        store = _store(folder, sum(math.prod(feature_shape(backbone, name)) for name in layout))
         rows = np.flatnonzero(places[:, 0] == NOWHERE)
         found, bad = store.find([dataset.rows[i][1] for i in rows], progress)
         known = found[:, 0] != NOWHERE
@@ -221,6 +222,12 @@ def _value(found: dict[str, torch.Tensor], name: str, j: int) -> np.ndarray:
     """A batch's j-th feature as a part of a row."""
     value = found[_tower_output(name)][j]
     return (value[int(name[4:])] if name.startswith("cls:") else value).numpy().astype(np.float16).ravel()
+
+
+@cache
+def _store(folder: Path, length: int) -> FeatureStore:
+    """A store, whose entries are read once a process."""
+    return FeatureStore(folder, length)
 
 
 def _folder() -> Path:
