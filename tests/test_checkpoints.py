@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from test_clip_detectors import SMALL, VISION, clip_tokenizer
@@ -141,7 +142,7 @@ def test_universal_fake_detects_layer_becomes_a_linear_probe(tmp_path, clip_fold
     done = run_command(tmp_path / "fc_weights.pth", "--out", tmp_path / "run", "--backbone", clip_folder)
     assert done.exit_code == 0 and "crop the central 224" in done.output
     detector = detectors.load(tmp_path / "run")
-    found = detector._features(frame, "none", False)
+    found = np.asarray(detector._features(frame, "none", False))
     expected = layer(torch.from_numpy(found)).sigmoid()[:, 0].detach()
     assert torch.allclose(torch.from_numpy(detector.score(frame)).float(), expected, atol=1e-6)
     with pytest.raises(ModelError, match="unknown config field 'question'"):

@@ -230,14 +230,16 @@ def test_calibration_moves_a_run_to_own_photographs(afp, small_manifest, run_fol
     assert typo.code == 2 and "no image by 'hlaf', expected one of half, half-twice, real" in typo.text
 
 
-def test_rows_known_by_their_sources_name_alone_are_counted(afp, small_manifest, run_folder):
-    for i in range(12):
-        for folder in ("real", "fake/x"):
-            Path("other", folder).mkdir(parents=True, exist_ok=True)
-            picture(300 + i + 50 * (folder != "real")).save(f"other/{folder}/{i:02}.png")
-    assert afp("manifest", "other", "--out", "o.csv").code == 0
-    shown = afp("score", "o.csv", "--run", run_folder, "--out", "s.csv")
-    met = read_scores("s.csv")["role"].ne("").sum()
+def test_rows_known_by_their_sources_name_alone_are_counted(afp):
+    """Two data sets whose photographs bear the same names."""
+    for first, folder in enumerate(("one", "two")):
+        for i, name in enumerate(["ape", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "kite", "lynx"]):
+            save(f"{folder}/real/{name}.png", 100 * first + i)
+            save(f"{folder}/fake/x/{name}.png", 100 * first + 50 + i, fake=True)
+        assert afp("manifest", folder, "--split", "--out", f"{folder}.csv").code == 0
+    assert afp("fit", "-d", "metadata", "-m", "one.csv", "--out", "run").code == 0
+    shown = afp("score", "two.csv", "--run", "run", "--out", "s.csv")
+    met = int(read_scores("s.csv")["role"].ne("").sum())
     assert met and f"{met} of these are known by the name of their source alone" in shown.text
 
 

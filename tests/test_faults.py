@@ -76,7 +76,7 @@ def disk(tmp_path):
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no right to mount")
     yield tmp_path / "disk"
-    subprocess.run(["umount", tmp_path / "disk"], check=True)
+    subprocess.run(["umount", "--lazy", tmp_path / "disk"], check=True)  # stores of features stay open
 
 
 def notebook(folder: Path, *cells: str, name: str = "50_try.ipynb") -> Path:
