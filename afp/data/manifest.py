@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -14,12 +15,10 @@ from .images import sha256
 from .splits import N_FOLDS, hash_folds
 
 COLUMNS = ["path", "label", "generator", "kind", "split", "fold", "source", "set", "sha256"]
-SPLITS = ("train", "validation", "test", "none")
-_MAY_LACK = ("fold", "set")
 _EXPECTED = {
     "path": "a file, each once",
     "label": "0 (real) or 1 (fake)",
-    "split": " | ".join(SPLITS),
+    "split": "train | validation | test | none",
     "fold": f"0 to {N_FOLDS - 1}, the same for all images of a source",
     "source": "the photograph that it derives from",
     "generator": "a name",
@@ -38,29 +37,25 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
             in two folds, an empty generator or source, a repeated path.
     """
     path = Path(path)
-    frame = _read(path)
-    missing = [c for c in COLUMNS if c not in frame.columns and c not in _MAY_LACK]
+    given = _read(path).reset_index(drop=True)
+    missing = [c for c in COLUMNS if c not in given.columns and c not in ("fold", "set")]
     if missing:
         raise DataError(f"{path}: columns missing: {', '.join(missing)}; expected {', '.join(COLUMNS)}")
-    if twice := frame.columns[frame.columns.duplicated()].tolist():
+    if twice := given.columns[given.columns.duplicated()].tolist():
         raise DataError(f"{path}: column {twice[0]!r} stands twice")
-    if frame.empty:
+    if given.empty:
         raise DataError(f"{path}: no row, expected one an image")
-    frame = frame.reset_index(drop=True)
-    given = frame.copy()
-    for column in COLUMNS:
-        if column == "set" and column not in frame:
-            frame[column] = ""
-        elif column in ("label", "fold") and column in frame:
+    frame = given.assign(set=given.get("set", ""))
+    for column in ("label", "fold"):
+        if column in frame:
             frame[column] = pd.to_numeric(frame[column], errors="coerce")
-        elif column in frame:
-            frame[column] = frame[column].astype(object).where(frame[column].notna(), "").map(str)
+    for column in (c for c in COLUMNS if c not in ("label", "fold")):
+        frame[column] = frame[column].astype(object).fillna("").astype(str)
     if "fold" not in frame:
         frame["fold"] = hash_folds(frame)
-        given["fold"] = frame["fold"]
     for column, bad in [
         ("label", ~frame["label"].isin([0, 1])),
-        ("split", ~frame["split"].isin(SPLITS)),
+        ("split", ~frame["split"].isin(["train", "validation", "test", "none"])),
         ("path", frame["path"].duplicated() | frame["path"].eq("") | frame["path"].str.contains("\0")),
         ("generator", frame["generator"].eq("")),
         ("source", frame["source"].eq("")),
@@ -68,10 +63,10 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
         ("fold", frame["fold"] != frame.groupby("source")["fold"].transform("first")),
     ]:
         if bad.any():
-            row = int(bad.to_numpy().argmax())
-            value = str(given[column].iloc[row])
+            row = int(bad.idxmax())
+            value = str(given.get(column, frame[column])[row])
             raise DataError(f"{path}: row {row + 2}: {column} is {value!r}, expected {_EXPECTED[column]}")
-    files = [str(path.parent.absolute() / p) for p in frame["path"]]
+    files = [os.path.join(path.parent.absolute(), name) for name in frame["path"]]
     return frame.astype({"label": int, "fold": int}).assign(file=files)
 
 
@@ -108,20 +103,10 @@ def from_files(files: Iterable[str | Path]) -> pd.DataFrame:
     A file that cannot be read has an empty hash; decoding it later says why. ``path`` is a name that can be
     written as UTF-8, whatever the bytes on disk.
     """
-    places = [Path(f) for f in files]
-    return pd.DataFrame(
-        {
-            "path": [printable(f) for f in places],
-            "file": [str(f.absolute()) for f in places],
-            "sha256": [hash_or_empty(f) for f in places],
-        },
-        dtype=object,
-    )
-
-
-def hash_or_empty(file: str | Path) -> str:
-    """SHA-256 of a file; empty where it cannot be read."""
-    try:
-        return sha256(file)
-    except ImageError:
-        return ""
+    rows = []
+    for file in map(Path, files):
+        digest = ""
+        with suppress(ImageError):
+            digest = sha256(file)
+        rows.append((printable(file), str(file.absolute()), digest))
+    return pd.DataFrame(rows, columns=["path", "file", "sha256"], dtype=object)
