@@ -80,7 +80,7 @@ results: $(DETECTORS:%=.make/%.csv) $(TRAINED:%=.make/%.csv)
 
 robustness: .make/fit
 	@# Its remedy trains the first detector anew, which must be linear-probe.
-	$(AFP) run 06 -p perturbations jpeg:75,jpeg:50,blur:1,blur:2 \
+	$(AFP) run 06 -p perturbations jpeg:75,jpeg:50,blur:1,blur:2 -p kinds super-resolution,other-family \
 		-p detectors $(subst $(SPACE),$(COMMA),$(DETECTORS) $(TRAINED))
 	gzip -n -9 -c runs/robustness/scores.csv > data/robustness.csv.gz
 

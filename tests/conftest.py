@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from afp import cli, detectors
-from afp.data.layouts import from_folders
+from afp.data.layouts import make_manifest, read_places
 from afp.data.manifest import read_manifest, write_manifest
 from afp.data.splits import deal_folds, few_tiles, use_fold
 from afp.demo import benchmark
@@ -121,12 +121,17 @@ def write_folders(folder: Path, n: int = 12) -> Path:
     return folder
 
 
+def from_folders(real: Path, fakes: dict[str, Path], split: bool = False, seed: int = 0) -> pd.DataFrame:
+    """The manifest of folders, files of one name being of one source."""
+    return make_manifest(read_places([("real", real)], fakes.items()), "stem", split, seed)[0]
+
+
 @pytest.fixture(scope="session")
 def small_manifest(tmp_path_factory) -> Path:
     """36 small pictures of 12 sources; generator ``half`` is held-in, ``half-twice`` held-out."""
     folder = write_folders(tmp_path_factory.mktemp("small"))
     fakes = {p.name: p for p in sorted((folder / "fake").iterdir())}
-    frame = from_folders([folder / "real"], fakes, split=True)
+    frame = from_folders(folder / "real", fakes, split=True)
     away = (frame["generator"] == "half-twice") & (frame["split"] != "test")
     return write_manifest(frame.assign(split=frame["split"].mask(away, "none")), folder / "m.csv")
 

@@ -5,12 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import picture, smoothed
+from conftest import from_folders, picture, smoothed
 
 from afp.cli.doctor import check_machine
 from afp.data.audit import describe_files, find_leaks
 from afp.data.images import sha256
-from afp.data.layouts import from_folders
 from afp.data.manifest import from_files
 from afp.data.splits import use_fold
 from afp.studies.shortcuts import audit, pooled_auc
@@ -120,7 +119,7 @@ def test_a_shortcut_is_found(tmp_path, shortcut):
                 name, options = f"{i}.jpg", {"quality": (75, 95)[label]}
             (tmp_path / folder).mkdir(exist_ok=True)
             image.save(tmp_path / folder / name, **options)
-    frame = from_folders([tmp_path / "real"], {"g": tmp_path / "fake"})
+    frame = from_folders(tmp_path / "real", {"g": tmp_path / "fake"})
     findings, _, aucs = audit(frame, progress=False)
     assert "above chance" in failed(findings)["shortcut"]
     assert aucs.loc["metadata", "value"] > 0.99
@@ -136,7 +135,7 @@ def test_few_images_are_audited_without_a_crash(tmp_path, n_real, n_fake):
     frame = from_files(sorted(tmp_path.iterdir()))
     label = [int(Path(f).name.startswith("f")) for f in frame["file"]]
     source = [Path(f).stem for f in frame["file"]]
-    frame = frame.assign(label=label, generator="g", kind="", split="test", source=source)
+    frame = frame.assign(label=label, generator="g", kind="", split="test", source=source, fold=0)
     findings, _, _ = audit(frame, progress=False)
     assert set(failed(findings)) == (set() if n_real and n_fake else {"both labels"})
 

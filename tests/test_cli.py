@@ -50,8 +50,11 @@ def test_every_command_has_help(afp, command):
         ("fit -d metadata -m MANIFEST --set with_bytes=7", "with_bytes is 7"),
         ("fit -d metadata -m MANIFEST --set with_bytes", "expected name=value"),
         ("fit -d vlm-prompt -m MANIFEST --set answers=no", "answers is 'no', expected"),
-        ("fit -d clip-prompt -m MANIFEST --set lr=abc", "lr is 'abc', expected float"),
-        ("fit -d clip-prompt -m MANIFEST --set epochs=2.5", "epochs is 2.5, expected int"),
+        ("fit -d clip-prompt -m MANIFEST --set lr=abc", "lr is 'abc', expected a number or nothing"),
+        (
+            "fit -d clip-prompt -m MANIFEST --set epochs=2.5",
+            "epochs is 2.5, expected a whole number or nothing",
+        ),
         ("fit -d metadata -m MANIFEST --target-fpr 2", "target FPR: 2"),
         ("fit -d metadata -m MANIFEST --target-fpr .1 --balanced", "either"),
         ("score IMAGE --run RUN --threshold 1.5", "--threshold: '1.5', expected a number from 0"),

@@ -15,7 +15,8 @@ from afp.demo import benchmark, networks, wheels
 from afp.errors import DataError, ModelError
 from afp.models.backbones import load_backbone
 
-HELD_OUT = {"x4plus", "animevideo-x2", "animevideo-x4"}
+OTHER_FAMILIES = {"realcugan-x4", "waifu2x-photo"}
+HELD_OUT = {"x4plus", "animevideo-x2", "animevideo-x4"} | OTHER_FAMILIES
 
 
 @pytest.fixture
@@ -110,7 +111,9 @@ def test_the_benchmark_holds_what_it_promises(demo_frame):
     made = demo_frame[~demo_frame["source"].str.startswith("wild-")]
     counts = pd.crosstab(made["source"], made["generator"])
     assert len(counts) == 28
-    assert (counts.drop(columns="x4plus") == 6).all(axis=None) and (counts["x4plus"] == 3).all()
+    slow = ["x4plus", *OTHER_FAMILIES]
+    assert (counts.drop(columns=slow) == 6).all(axis=None) and (counts[slow] == 3).all(axis=None)
+    assert set(made.loc[made["kind"] == "other-family", "generator"]) == OTHER_FAMILIES
     assert set(demo_frame.loc[demo_frame["label"] == 0, "generator"]) == {"real", "real-resampled"}
     assert not demo_frame["sha256"].duplicated().any()
 
@@ -166,9 +169,9 @@ def test_a_network_paints_what_was_there_and_differs_from_plain_scaling(demo_fra
     tile = open_image(demo_frame[demo_frame["generator"] == "real"]["file"].iloc[0])
     plain = np.asarray(benchmark.resample(tile, 4), float)
     for name in ("animevideo-x2", "animevideo-x4"):
-        fake = networks.regenerate(tile, name)
+        fake = networks.Network.pinned(name).paint(tile)
         assert fake.size == tile.size and fake.mode == "RGB"
-        assert fake.tobytes() == networks.regenerate(tile, name).tobytes()
+        assert fake.tobytes() == networks.Network.pinned(name).paint(tile).tobytes()
         pixels = np.asarray(fake, float)
         assert np.corrcoef(pixels.ravel(), np.asarray(tile, float).ravel())[0, 1] > 0.9
         assert np.abs(pixels - plain).mean() > 1
@@ -177,6 +180,29 @@ def test_a_network_paints_what_was_there_and_differs_from_plain_scaling(demo_fra
             f for f in demo_frame["file"] if f.endswith(f"{name}/{Path(demo_frame['file'][0]).name}")
         )
         assert np.abs(pixels - np.asarray(open_image(stored), float)).max() <= 2
+
+
+def test_the_other_families_paint_the_photograph_in_its_place_and_each_in_its_own_way(demo_frame):
+    files = demo_frame.set_index(["generator", demo_frame["path"].map(lambda path: Path(path).name)])["file"]
+    names = files["waifu2x-photo"].index
+    outputs = {
+        generator: [np.asarray(open_image(files[generator, name]), float) for name in names]
+        for generator in ("real", "real-resampled", "x4plus", *OTHER_FAMILIES)
+    }
+    for generator in OTHER_FAMILIES:
+        for name, output, real in zip(names, outputs[generator], outputs["real"], strict=True):
+            inner = real[4:-4, 4:-4].ravel()
+            distance = {
+                (x, y): np.square(output[4 + y : 252 + y, 4 + x : 252 + x].ravel() - inner).mean()
+                for x in (-2, 0, 2)
+                for y in (-2, 0, 2)
+            }
+            assert min(distance, key=lambda shift: distance[shift]) == (0, 0), (generator, name)
+            colour = output.mean((0, 1)) - real.mean((0, 1))
+            assert np.abs(colour).max() < 3, (generator, name)
+        for other in {"real", "real-resampled", "x4plus", *OTHER_FAMILIES} - {generator}:
+            change = [np.abs(a - b).mean() for a, b in zip(outputs[generator], outputs[other], strict=True)]
+            assert np.mean(change) > 1, (generator, other)
 
 
 def test_a_damaged_network_is_unpacked_again_and_one_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
@@ -190,7 +216,7 @@ def test_a_damaged_network_is_unpacked_again_and_one_that_cannot_be_read_is_refu
         networks.load_net(files[0].with_suffix(""))
     networks._load.cache_clear()
     try:
-        networks.regenerate(Image.new("RGB", (64, 64)), "animevideo-x2")
+        networks.Network.pinned("animevideo-x2").paint(Image.new("RGB", (64, 64)))
         assert all(file.stat().st_size > 1000 for file in files)
     finally:
         networks._load.cache_clear()

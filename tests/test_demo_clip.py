@@ -10,7 +10,7 @@ import torch
 from onnxruntime import InferenceSession, SessionOptions
 from safetensors.torch import load_file
 
-from afp.data.images import open_images
+from afp.data.images import open_image
 from afp.demo.tower import MEMBER, WHEEL, build_tower, dequantise, tower_folder
 from afp.demo.wheels import Wheel
 from afp.errors import ModelError
@@ -32,7 +32,7 @@ def int8(demo_manifest):
 
 @pytest.fixture(scope="module")
 def pixels(int8, demo_frame) -> torch.Tensor:
-    return int8.preprocess(open_images(demo_frame["file"][:3]))
+    return int8.preprocess([open_image(file) for file in demo_frame["file"][:3]])
 
 
 def test_int8_is_close_to_float32(int8, pixels):
@@ -117,7 +117,7 @@ def test_a_damaged_int8_tower_is_named_and_mended(demo_manifest, tmp_path, monke
 def test_embeddings_agree_with_the_onnx_file_on_real_photographs(onnx_bytes, demo_frame):
     photos = demo_frame[demo_frame["generator"] == "real"].drop_duplicates("source")[::3]
     backbone = load_backbone("demo-clip", dtype="float32")
-    pixels = backbone.preprocess(open_images(photos["file"]))
+    pixels = backbone.preprocess([open_image(file) for file in photos["file"]])
     ours = backbone.extract(pixels, ("embedding",))["embedding"].numpy()
     options = SessionOptions()
     # Without it int8 products saturate on processors that have AVX2 and no VNNI.

@@ -597,7 +597,7 @@ def test_an_interrupted_fit_and_score(afp, run, small_manifest, tmp_path):
 @pytest.mark.parametrize("weight", [float("nan"), 1e30])
 def test_a_backbone_that_gives_no_numbers(weight, afp, tower, small_manifest, tmp_path):
     """A weight of a folder's backbone that is no number, or so large that it gives none
-    one line that names the backbone and the image; nothing of it is cached"""
+    one line that names the backbone and the image"""
     weights = load_file(Path(tower) / "model.safetensors")
     next(w for name, w in weights.items() if name.endswith("layers.0.mlp.fc1.weight"))[0, 0] = weight
     save_file(weights, Path(tower) / "model.safetensors", metadata={"format": "pt"})

@@ -9,7 +9,7 @@ from sklearn.metrics import auc, roc_auc_score
 from afp.figures import evaluation
 from afp.figures.grid import image_grid
 from afp.figures.style import save_figure
-from afp.results.metrics import compute, evaluate
+from afp.results.metrics import Estimate, compute, evaluate
 from afp.results.tables import summary_table, to_markdown
 
 
@@ -145,7 +145,7 @@ def test_summary_table_reads_well_and_repeats_nothing(results):
     ]
     assert table["group"].tolist() == ["gan (held-in)", "up-2", "up-4", "flux", "mean held-in", *means]
     row = results.query("group == 'flux' and against == 'real' and metric == 'auc'").iloc[0]
-    assert table.loc[3, "vs real"] == f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    assert table.loc[3, "vs real"] == f"{Estimate(*row[['value', 'low', 'high']]):.2f}"
     two = summary_table(pd.concat([results, results.assign(detector="other")]), ("auc", "eer"))
     assert two.shape == (11, 9) and "eer, other, vs real" in two.columns
     alone = summary_table(results, ("false_positive_rate",))

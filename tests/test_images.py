@@ -26,11 +26,10 @@ from afp.data.images import (
     extension_caution,
     list_images,
     open_image,
-    open_images,
     sha256,
 )
 from afp.data.preprocess import Normalisation
-from afp.errors import ImageError, UnreadableImages
+from afp.errors import ImageError
 
 PHOTO = Image.fromarray(load_sample_image("china.jpg")).resize((96, 64))
 GREY = np.asarray(PHOTO.convert("L"))
@@ -173,17 +172,6 @@ def test_refuses_what_is_no_regular_file(tmp_path):
         for function in (open_image, sha256):
             with pytest.raises(ImageError, match=name.split("\0")[0]):
                 function(tmp_path / name)
-
-
-def test_open_images_names_all_the_bad_ones(tmp_path):
-    good = written(tmp_path / "good.png", PHOTO)
-    bad = [tmp_path / "a.png", tmp_path / "b.png"]
-    bad[0].write_bytes(b"")
-    assert [image.size for image in open_images([good, good])] == [PHOTO.size] * 2
-    with pytest.raises(UnreadableImages) as caught:
-        open_images([bad[0], good, bad[1]])
-    assert set(caught.value.errors) == {str(file) for file in bad}
-    assert all(str(file) in str(caught.value) for file in bad)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])

@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import picture, write_folders
+from conftest import from_folders, picture, write_folders
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from afp.data.layouts import from_folders
 from afp.data.manifest import COLUMNS, from_files, read_manifest, write_manifest
 from afp.data.splits import fold_of, held_in_generators, thin, use_fold
 from afp.errors import DataError
@@ -156,18 +155,18 @@ def test_identical_files_share_a_split_whatever_their_names(tmp_path):
     folder = write_folders(tmp_path, n=20)
     for i in range(12):  # a chain of copies: all of them one source
         shutil.copy(folder / "real" / f"{i:02}.png", folder / "fake" / "half" / f"{i + 1:02}.png")
-    frame = from_folders([folder / "real"], {"half": folder / "fake" / "half"}, split=True)
+    frame = from_folders(folder / "real", {"half": folder / "fake" / "half"}, split=True)
     assert frame["source"].nunique() == 8
     assert (frame.groupby("sha256")["split"].nunique() == 1).all()
     assert (frame.groupby("source")["split"].nunique() == 1).all()
-    other = from_folders([folder / "real"], {"half": folder / "fake" / "half"}, split=True, seed=1)
+    other = from_folders(folder / "real", {"half": folder / "fake" / "half"}, split=True, seed=1)
     assert (other["split"] != frame["split"]).any()
 
 
 def test_an_empty_folder_is_named(tmp_path):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="nothing: no image"):
-        from_folders([tmp_path / "nothing"], {})
+        from_folders(tmp_path / "nothing", {})
 
 
 def test_loose_files_have_a_hash_where_they_can_be_read(tmp_path):
@@ -241,4 +240,4 @@ def test_a_name_that_is_not_utf_8_has_a_path_that_can_be_written_but_no_place_in
     frame = from_files([name])
     assert frame["path"][0].encode() and frame["file"][0] == name and frame["sha256"][0]
     with pytest.raises(DataError, match="no image in it"):
-        from_folders([tmp_path], {})
+        from_folders(tmp_path, {})

@@ -115,8 +115,8 @@ def test_one_of_twenty_is_allowed_at_five_percent():
 def test_weights_equal_rows_repeated():
     df = check_scores(table())
     columns = [df[c].to_numpy() for c in ("label", "score", "threshold")]
-    source, names = pd.factorize(df["source"])
-    weights = metrics._resample(source, len(names), df["label"].to_numpy() == 0, 20, 0)[:, source]
+    source = pd.factorize(df["source"])[0]
+    weights = metrics._resample(source, df["label"].to_numpy() == 0, 20)[:, source]
     assert weights.shape == (21, len(df)) and (weights[0] == 1).all()
     assert (weights[1:].sum(1) == len(df)).all(), "equal sources: a replicate has as many rows as the data"
     together = compute(*columns, weights)
@@ -266,6 +266,15 @@ def test_one_class_gives_nan_where_the_other_is_needed():
     assert evaluate(table().iloc[:0]).empty
 
 
+@pytest.mark.parametrize(("label", "name"), [(0, "real"), (1, "fake")])
+def test_a_table_of_one_class_is_shown_with_the_reason_for_what_it_lacks(afp, tmp_path, label, name):
+    rows = [f"{i}.png,{label},0.{i}" for i in range(1, 9)]
+    (tmp_path / "s.csv").write_text("\n".join(["path,label,score", *rows]))
+    code, printed = afp("evaluate", "s.csv")
+    assert code == 0 and f"s: all images are {name}; AUC and AP compare both classes, and are n/a" in printed
+    assert "the table has no threshold; accuracy at one is n/a" in printed
+
+
 def test_one_source_has_no_interval():
     results = evaluate(table(n_sources=1), n_boot=20)
     assert results.value.notna().any() and results.low.isna().all() and results.high.isna().all()
@@ -370,7 +379,7 @@ def test_paired_difference_refuses_other_images(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: a.drop(columns=["seen", "kind"]), r"missing column\(s\) \['kind', 'seen'\]"),
+        (lambda a: a.drop(columns=["score", "label"]), r"missing column\(s\) \['label', 'score'\]"),
         (lambda a: a.assign(label=a.label * 2), "label: 2.0 .* expected 0"),
         (lambda a: a.assign(label=np.nan), "label: nan"),
         (lambda a: a.assign(score=a.score + 0.5), "score: 1.* expected P"),
@@ -386,7 +395,7 @@ def test_bad_tables_are_named(change, message):
 
 def test_estimate_reads_well():
     e = Estimate(0.9534, 0.931, 0.9719)
-    assert str(e) == "0.953 [0.931, 0.972]" and f"{e:.2f}" == "0.95 [0.93, 0.97]"
+    assert str(e) == "0.953\u00a0[0.931,\u00a00.972]" and f"{e:+.2f}" == "+0.95\u00a0[+0.93,\u00a0+0.97]"
     assert str(Estimate(np.nan, np.nan, np.nan)) == "n/a" and str(Estimate(0.5, np.nan, np.nan)) == "0.500"
 
 

@@ -35,6 +35,18 @@ def test_every_number_of_the_results_table_is_recomputed_from_the_scores(results
     assert shown.strip() == to_markdown(comparison_table(results)).strip()
 
 
+def test_the_sentence_about_other_families_has_the_numbers_of_the_scores(results):
+    auc = results[results["metric"] == "auc"].set_index(["detector", "group", "against"])["value"]
+    sentence = re.search(r"`linear-probe` has.*?so a good part", README, re.S)[0]
+    expected = [
+        auc["linear-probe", "realcugan-x4", "real"],
+        auc["linear-probe", "waifu2x-photo", "real"],
+        auc["vlm-zero-shot", "waifu2x-photo", "real"],
+        auc["vlm-zero-shot", "waifu2x-photo", "real-resampled"],
+    ]
+    assert re.findall(r"\d\.\d\d", sentence) == [f"{value:.2f}" for value in expected]
+
+
 def test_every_number_of_the_robustness_table_is_recomputed_from_the_scores():
     shown = re.search(r"<!-- robustness -->\n(.*?)\n<!-- /robustness -->", BEYOND, re.S)[1]
     scores = read_scores(ROOT / "data" / "robustness.csv.gz")

@@ -56,7 +56,18 @@ def test_the_table_holds_the_metrics_of_the_scores():
     assert list(table.columns) == ["detector", "metric", "clean", "JPEG 50", "blur 2"]
     rows = scores[scores["perturbation"] == "jpeg:50"]
     auc = metrics.compute(rows["label"], rows["score"])["auc"]
-    assert table.loc[0, "JPEG 50"].startswith(f"{auc:.2f} [")
+    assert table.loc[0, "JPEG 50"].startswith(f"{auc:.2f}\xa0[")
+
+
+def test_generators_of_another_kind_have_their_own_rows_and_change_no_other():
+    specs = dict.fromkeys(("none", "jpeg:50"), 0.2)
+    scores = made_up(specs, specs, nets=("net", "other"))
+    scores.loc[scores["generator"] == "other", "kind"] = "other-family"
+    alone = scores[scores["generator"] != "other"]
+    both, one = (robustness.robustness_table(metrics.evaluate(s, n_boot=50)) for s in (scores, alone))
+    assert set(both["kind"]) == {"super-resolution", "other-family"} and "kind" not in one
+    siblings = both[both["kind"] == "super-resolution"].drop(columns="kind")
+    assert siblings.to_numpy().tolist() == one.to_numpy().tolist()
 
 
 def test_figures_plot_the_numbers_that_they_are_given():

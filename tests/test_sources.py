@@ -52,6 +52,17 @@ def test_a_wrong_rule_for_videos_is_found_by_their_pixels(afp, demo_manifest):
 
 
 CASES = {
+    "a prefix": (
+        [f"real/{n}.jpg" for n in "abcdef"] + [f"fake/lama/lama_{n}.png" for n in "abcdef"],
+        "'lama_a' beside 'a'",
+        6,
+    ),
+    "a prefix and several suffixes": (
+        [f"real/{n}.jpg" for n in "abcdef"]
+        + [f"fake/x/{name}.png" for n in "abcdef" for name in (f"x-{n}", f"{n}_1", f"{n} mask")],
+        "18 fakes are named after real images",
+        6,
+    ),
     "a suffix": (
         [f"real/{n}.jpg" for n in "abcdef"] + [f"fake/lama/{n}_lama.png" for n in "abcdef"],
         "'a_lama' beside 'a'",
@@ -138,7 +149,7 @@ def test_another_image_moves_none_and_leaving_some_out_neither(afp):
         save(f"fake/sd2/{i}.png", i, fake=True)
     assert afp("manifest", ".", "--split", "--out", "m.csv")[0] == 0
     before = read_manifest("m.csv").set_index("path")
-    assert before["fold"].eq(before["source"].map(fold_of)).all()
+    assert before["fold"].eq(before["source"].str.rpartition("/")[2].map(fold_of)).all()
     for i in range(40, 45):
         save(f"real/{i}.png", i)
         save(f"fake/lama/{i}.png", i, fake=True)
@@ -162,3 +173,37 @@ def test_what_is_saved_scaled_or_edited_anew_is_the_same_picture(demo_frame, tmp
     finding = find_lookalikes(both)
     assert not finding.ok and finding.detail.startswith(f"{2 * len(real)} of {2 * len(real)} look like")
     assert all(f.ok for f in find_leaks(both[: len(real)]))
+
+
+def test_numbers_of_two_data_sets_are_no_common_photographs(afp):
+    """Both have 0.png ...; a fake made of the first one's photographs belongs to them, under any folder name."""
+    for i in range(40):
+        for k, name in enumerate(("one", "two")):
+            save(f"{name}/real/{i}.png", i + 1000 * k)
+            save(f"{name}/fake/sd/{i}.png", i + 1000 * k + 500, fake=True)
+    for name in ("one", "two"):
+        assert afp("manifest", name, "--split", "--out", f"{name}.csv")[0] == 0
+    assert afp("fit", "-d", "spectrum", "-m", "one.csv", "--out", "run")[0] == 0
+    code, printed = afp("score", "two.csv", "--run", "run", "--out", "two-scores.csv")
+    assert code == 0 and "had a part in the fit" not in printed
+    for i in range(40):
+        save(f"one/fake/new/{i}.png", i + 700, fake=True)
+    Path("one").rename("renamed")
+    assert afp("manifest", "renamed", "--out", "again.csv")[0] == 0
+    code, printed = afp("score", "again.csv", "--run", "run", "--out", "again-scores.csv")
+    assert code == 0 and "by the name of their source alone" not in printed
+    scores, trained = pd.read_csv("again-scores.csv"), read_manifest("one.csv").query("split != 'test'")
+    fresh = scores[scores["generator"] == "new"]
+    names = fresh["path"].str.extract(r"(\d+)\.png")[0]
+    assert set(names[fresh["role"].notna()]) == set(trained["source"].str.removeprefix("one/"))
+
+
+def test_numbers_of_two_sets_of_one_tree_are_no_common_photographs_but_names_are(afp):
+    for k, name in enumerate(("biggan", "progan")):
+        for i in range(6):
+            for source in (f"{i}", f"cat {'abcdef'[i]}"):
+                seed = 100 * k + i + 50 * ("cat" in source)
+                save(f"set/{name}/0_real/{source}.png", seed)
+                save(f"set/{name}/1_fake/{source}.png", seed + 500, fake=True)
+    code, printed = afp("manifest", "set")
+    assert code == 0 and "48 images of 18 sources" in printed, printed

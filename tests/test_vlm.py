@@ -320,7 +320,7 @@ def test_queries_of_an_untrained_word_are_refused(folder, frame):
         ({"towers": "vision"}, "towers is 'vision'"),
         ({"n_vectors": 0}, "at least 1"),
         ({"answers": ("yes", "yes")}, "expected two words"),
-        ({"answers": "no"}, "answers is 'no', expected tuple"),
+        ({"answers": "no"}, "answers is 'no', expected a list of 2 words"),
         ({"answer_scoring": "guess"}, "answer_scoring is 'guess'"),
         ({"preset": "paper"}, "preset is 'paper'"),
         ({"lr": -1.0}, "lr is -1.0"),

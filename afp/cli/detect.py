@@ -213,6 +213,7 @@ def score(
     if met := int((table["role"] != "").sum()):
         echo(f"{met} of them, or their photographs, had a part in the fit; `afp evaluate` leaves them out")
         same = table["sha256"].isin(pd.read_csv(folder / base.IMAGES, dtype=str)["sha256"])
+        same |= table["source"].isin(set(table.loc[same, "source"]) - {""})
         if by_name := int(((table["role"] != "") & ~same).sum()):
             echo(
                 f"{by_name} of these are known by the name of their source alone; if they are other photographs of "
@@ -276,7 +277,7 @@ def test(
 ) -> None:
     """AntifakePrompt's own command line: a verdict for one image, or accuracy and confusion over two folders."""
     from .. import detectors
-    from ..data.layouts import from_folders
+    from ..data.layouts import make_manifest, read_places
     from ..data.manifest import from_files
     from ..results.scores import score_frame
 
@@ -289,9 +290,8 @@ def test(
     if img_path:
         frame = from_files([img_path])
     else:
-        parts = [from_folders([real_dir], {}) if real_dir else None]
-        parts += [from_folders([], {fake_dir.name: fake_dir}) if fake_dir else None]
-        frame = pd.concat([p for p in parts if p is not None], ignore_index=True)
+        places = [("real", real_dir)] if real_dir else [], [("fake", fake_dir)] if fake_dir else []
+        frame = make_manifest(read_places(*places), "stem")[0]
     table = score_frame(detector, frame, run=folder.name)
     failed, good = table[table["error"] != ""], table[table["error"] == ""]
     fake = good["verdict"] == "fake"

@@ -56,8 +56,19 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
             print_frame(held_out_table(part), title=title)
         if results["detector"].nunique() > 1:
             print_frame(comparison_table(results), title="AUC with 95 % intervals")
-    against_photos = results[(results["kind"] != "real") & (results["against"] == "real")]["reals"]
-    for reals in against_photos[against_photos.str.contains(" + ", regex=False)].unique():
+    fakes = results[results["kind"] != "real"]
+    for detector in results["detector"].unique():
+        n_real = fakes.loc[fakes["detector"] == detector, "n_real"]
+        if not n_real.any():
+            only = "fake" if len(n_real) else "real"
+            echo(
+                f"{detector}: all images are {only}; AUC and AP compare both classes, and are n/a",
+                fg="yellow",
+            )
+    if table["threshold"].isna().all():
+        echo("the table has no threshold; accuracy at one is n/a", fg="yellow")
+    against_all = fakes[(fakes["against"] == "real") & fakes["reals"].str.contains(" + ", regex=False)]
+    for reals in against_all["reals"].unique():
         echo(f"real images are pooled ({reals}); a column `set` pairs each generator with its own")
     for text in metrics.questions(results):
         echo(f"question: {text}", fg="yellow", err=True)

@@ -31,18 +31,15 @@ class Finding:
 
 def describe_files(frame: pd.DataFrame, progress: bool = True) -> pd.DataFrame:
     """The frame with what each file tells without being looked at, and ``error`` for an unusable one."""
-    rows = []
-    for file, digest in tqdm(
-        zip(frame["file"], frame["sha256"], strict=True), total=len(frame), desc="files", disable=not progress
-    ):
+    rows: list[dict] = []
+    files = zip(frame["file"], frame["sha256"], strict=True)
+    for file, digest in tqdm(files, total=len(frame), desc="files", disable=not progress):
         try:
-            disguised = bool(extension_caution(file))
-            row = describe_file(file) | {"error": "", "disguised": disguised, "grey": small_grey(file)}
-            if sha256(file) != digest:
-                row["error"] = f"{file}: changed since its hash was written"
-        except ImageError as error:
-            row = {"error": str(error)}
-        rows.append(row)
+            about = {"disguised": bool(extension_caution(file)), "grey": small_grey(file)}
+            error = "" if sha256(file) == digest else f"{file}: changed since its hash was written"
+            rows.append(describe_file(file) | about | {"error": error})
+        except ImageError as reason:
+            rows.append({"error": str(reason)})
     described = pd.DataFrame(rows, columns=None if rows else ["error"])
     # What the file tells stands above what a manifest's own further columns claim.
     return frame.reset_index(drop=True).drop(columns=described.columns, errors="ignore").join(described)
@@ -55,32 +52,26 @@ def find_leaks(frame: pd.DataFrame, progress: bool = False) -> list[Finding]:
         frame: a manifest; pictures are compared where it comes from `describe_files`.
         progress: show a bar while comparing.
     """
-    used = frame[frame["split"] != "none"]
     findings = []
     for column in ("source", "sha256"):
-        splits = used[used[column] != ""].groupby(column)["split"].nunique()
-        bad = splits[splits > 1].index.tolist()
+        used = frame[(frame["split"] != "none") & (frame[column] != "")]
+        splits = used.groupby(column)["split"].nunique()
+        bad = splits.index[splits > 1]
         findings.append(
             _finding(f"{column} leaks", bad, "in two splits", f"{len(splits)}, each in one split")
         )
     if "grey" in frame:
         findings.append(find_lookalikes(frame, progress))
     hashed = frame[frame["sha256"] != ""]
-    both = hashed.groupby("sha256")["label"].transform("nunique") > 1
+    both = hashed.loc[hashed.groupby("sha256")["label"].transform("nunique") > 1, "path"]
     named = frame["generator"].str.lower().map({"real": 0, "fake": 1}).fillna(frame["label"])
-    other = frame[named != frame["label"]]
+    other = frame.loc[named != frame["label"], "path"]
+    twice = hashed.loc[hashed["sha256"].duplicated(), "path"]
     return [
         *findings,
-        _finding("labels agree", hashed[both]["path"], "images", "no image is both real and fake"),
-        _finding(
-            "names agree", other["path"], "images are named the other class (are 0 and 1 swapped?)", "all do"
-        ),
-        _finding(
-            "duplicates",
-            hashed[hashed["sha256"].duplicated()]["path"],
-            "repeated images",
-            "no image stands twice",
-        ),
+        _finding("labels agree", both, "images", "no image is both real and fake"),
+        _finding("names agree", other, "images are named the other class (are 0 and 1 swapped?)", "all do"),
+        _finding("duplicates", twice, "repeated images", "no image stands twice"),
     ]
 
 
@@ -104,8 +95,7 @@ def find_lookalikes(described: pd.DataFrame, progress: bool = False) -> Finding:
     rows = described[described["error"] == ""].reset_index(drop=True)
     grey = np.frombuffer(b"".join(rows["grey"]), np.uint8).reshape(-1, GREY_SIDE, GREY_SIDE)
     source, split = (pd.factorize(rows[c])[0] for c in ("source", "split"))
-    fold = rows["fold"].to_numpy() if "fold" in rows else np.zeros(len(rows))
-    unused = (rows["split"] == "none").to_numpy()
+    fold, unused = rows["fold"].to_numpy(), (rows["split"] == "none").to_numpy()
     step = (GREY_SIDE - _WINDOW) // 4
     middle = _coarse(grey, 2 * step, 2 * step)
     size = max(1, _CELLS // max(1, len(rows)))
@@ -129,10 +119,10 @@ def find_lookalikes(described: pd.DataFrame, progress: bool = False) -> Finding:
         return Finding(
             "pictures", True, f"{len(rows)} compared, none looks like one of another split or fold"
         )
-    detail = f"{len(found)} of {len(rows)} look like one of another split or fold, such as {example}"
-    if len(found) <= BY_CHANCE * len(rows):
-        return Finding("pictures", True, f"{detail}: so few may be chance")
-    return Finding("pictures", False, f"{detail}; give them one source (`afp manifest --source-rule`)")
+    chance = len(found) <= BY_CHANCE * len(rows)
+    mend = ": so few may be chance" if chance else "; give them one source (`afp manifest --source-rule`)"
+    detail = f"{len(found)} of {len(rows)} look like one of another split or fold, such as {example}{mend}"
+    return Finding("pictures", chance, detail)
 
 
 def _coarse(grey: np.ndarray, top: int, left: int) -> np.ndarray:

@@ -20,11 +20,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, PngImagePlugin, UnidentifiedImageError
-from PIL.Image import Transpose
-from tqdm.auto import tqdm
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from ..errors import ImageError, UnreadableImages
+from ..errors import ImageError
 from ..files import printable
 from .archives import open_regular, read_member, split_member
 
@@ -51,15 +49,6 @@ _BEGINNINGS = re.compile(
     rb"\xff\xd8\xff|\x89PNG|GIF8|BM....\0{4}|RIFF....WEBP|II\*\0|MM\0\*|....ftyp(?:avi|mif1|msf1|hei|hev)",
     re.DOTALL,
 )
-_UPRIGHT = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
 # Changing Pillow's limits and the warning filters is process-wide, so one thread decodes at a time.
 _DECODING = threading.Lock()
 # Pillow reports some damage through logging; without a handler that would land on the user's screen.
@@ -80,30 +69,12 @@ def open_image(file: str | Path, digest: str = "") -> Image.Image:
             the first frame, damaged, of another format, over 256 MiB or 100 million pixels, or a side is under 16
             pixels.
     """
-    content = read_file(file)
+    content, name = read_file(file), printable(file)
     if digest and hashlib.sha256(content).hexdigest() != digest:
         changed = f"changed since its hash {digest[:12]}… was written; make the manifest anew"
-        raise ImageError(f"{printable(file)}: {changed}")
-    return decode_image(content, printable(file))
-
-
-def decode_image(content: bytes, name: str) -> Image.Image:
-    """`open_image` for bytes that are already read; ``name`` stands in the errors."""
+        raise ImageError(f"{name}: {changed}")
     with _opened(content, name) as image:
         return _to_upright_rgb(name, image)
-
-
-def open_images(files: Iterable[str | Path], progress: bool = False) -> list[Image.Image]:
-    """Decode files in their order; raises UnreadableImages, which names all the bad ones."""
-    images, errors = [], {}
-    for file in tqdm(list(files), desc="decode", unit="image", disable=not progress):
-        try:
-            images.append(open_image(file))
-        except ImageError as error:
-            errors[str(file)] = str(error)
-    if errors:
-        raise UnreadableImages(errors)
-    return images
 
 
 def read_file(file: str | Path) -> bytes:
@@ -120,11 +91,8 @@ def read_file(file: str | Path) -> bytes:
 
 
 def sha256(file: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes; raises ImageError where it is missing or not a regular file."""
-    if split_member(file):
-        return hashlib.sha256(read_file(file)).hexdigest()
-    with open_regular(file) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """Hex SHA-256 of a file's bytes; raises ImageError as `read_file` does."""
+    return hashlib.sha256(read_file(file)).hexdigest()
 
 
 def list_images(paths: str | Path | Iterable[str | Path]) -> tuple[list[Path], dict[str, str]]:
@@ -202,15 +170,15 @@ def _head(file: Path) -> bytes:
 def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
     """The image, its header read and its size checked; any error in the block becomes an ImageError."""
     try:
-        with _quiet(), Image.open(io.BytesIO(content), formats=_formats(content, name)) as image:
+        formats = _formats(content, name)
+        with _own_limits(), Image.open(io.BytesIO(content), formats=formats) as image:
             _check_size(name, image)
             yield image
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(
-            f"{name}: content is none of {', '.join(_FORMATS)}, or its header is damaged"
-        ) from None
+        reason = f"content is none of {', '.join(_FORMATS)}, or its header is damaged"
+        raise ImageError(f"{name}: {reason}") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{name}: over {MAX_JPEG_PIXELS:,} pixels; scale it down") from None
     except Exception as error:  # on crafted bytes Pillow raises nearly anything
@@ -230,7 +198,7 @@ def _formats(content: bytes, name: str) -> list[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _own_limits() -> Iterator[None]:
     with _DECODING, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
@@ -257,10 +225,9 @@ def _to_upright_rgb(name: str, image: Image.Image) -> Image.Image:
         image.draft(None, (image.width // 2, image.height // 2))
     image.load()
     _check_size(name, image)  # a GIF frame may be larger than the header promised
-    orientation = None
-    with suppress(Exception):  # damaged metadata around sound pixels
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
     profile = image.info.get("icc_profile")
+    with suppress(Exception):  # damaged metadata around sound pixels
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):
         image = _to_8_bit(name, image)
     elif image.mode in ("La", "RGBa"):  # premultiplied alpha
@@ -274,8 +241,6 @@ def _to_upright_rgb(name: str, image: Image.Image) -> Image.Image:
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
-    if orientation in _UPRIGHT:
-        image = image.transpose(_UPRIGHT[orientation])
     image.info.clear()
     return image
 

@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 from ..errors import AfpError, DataError, ImageError
 from ..files import printable
 from .archives import SUFFIXES, holds_images, list_members
-from .images import FORMAT_OF, begins_like_an_image, decode_image, list_images, read_file
+from .images import FORMAT_OF, begins_like_an_image, list_images, open_image, read_file
 from .manifest import COLUMNS
-from .sources import find_sources
+from .sources import find_sources, of_column, prefix_counted
 from .splits import N_FOLDS, deal_folds, hash_folds
 
 LAYOUTS = ("auto", "sets", "categories")
@@ -43,19 +43,9 @@ _SPLITS = {
 }
 # The archive of CLIPping the Deception keeps its classes under two of ImageNet's names.
 _CLIPPING = {"images/val/n01440764/": "real/", "images/val/n01443537/": "fake/"}
-_PATHS = (
-    "path",
-    "file",
-    "filename",
-    "file_name",
-    "filepath",
-    "file_path",
-    "image",
-    "image_path",
-    "img",
-    "img_path",
-)
-_LABELS = ("label", "labels", "class", "target", "cls", "is_fake", "generated", "y")
+# Usual names of columns, without underscores.
+_PATHS = ("path", "file", "filename", "filepath", "image", "imagepath", "img", "imgpath")
+_LABELS = ("label", "labels", "class", "target", "cls", "isfake", "generated", "y")
 
 
 class LeftOut(NamedTuple):
@@ -75,10 +65,12 @@ class Listing:
             empty), ``inner`` (its place within the class, without extension), ``folder`` (of these the folders
             below the class); of a table its further columns too.
         left_out: what was not taken.
+        name: of the data set, its folder's; it tells apart the numbers that two data sets have for names.
     """
 
     images: pd.DataFrame
     left_out: list[LeftOut] = field(default_factory=list)
+    name: str = ""
 
 
 def read_tree(folder: Path, layout: str = "auto") -> Listing:
@@ -94,31 +86,36 @@ def read_tree(folder: Path, layout: str = "auto") -> Listing:
     Raises:
         DataError: no image below a class word, or a path that names both classes.
     """
-    files, skipped = list_images([folder])
+    files, left_out = _list_named(folder, OUTSIDE)
     rows = []
-    files, left_out = _nameable(files)
     for file in files:
-        place = _place(file.relative_to(folder).as_posix(), layout)
-        if place is None:
-            left_out.append(LeftOut(printable(file), OUTSIDE, "no class word in its path"))
-        else:
+        if place := _place(file.relative_to(folder).as_posix(), layout):
             rows.append({"file": str(file.absolute()), **place})
-    for name, reason in skipped.items():
-        place = _place(name.removeprefix(str(folder)).lstrip("/"), layout)
-        left_out.append(LeftOut(name, place["generator"] if place else OUTSIDE, reason))
+        else:
+            left_out.append(LeftOut(printable(file), OUTSIDE, "no class word in its path"))
+    for i, skipped in enumerate(left_out):
+        if place := _place(skipped.file.removeprefix(str(folder)).lstrip("/"), layout):
+            left_out[i] = skipped._replace(group=place["generator"])
     if not rows:
         raise DataError(
             f"{folder}: no image below a folder named real or fake (or 0_real and 1_fake, nature and ai, ...); "
             f"{len(files)} images elsewhere. Name the folders by --real DIR and --fake NAME=DIR"
         )
-    return Listing(_pair_sets(pd.DataFrame(rows)), left_out)
+    return Listing(_pair_sets(pd.DataFrame(rows)), left_out, _name_of(folder))
 
 
-def _nameable(files: list[Path], group: str = "") -> tuple[list[Path], list[LeftOut]]:
-    """The files whose names a table and a screen can hold, and the others."""
-    bad = [f for f in files if printable(f) != str(f)]
-    reason = "name is not UTF-8 or has control characters"
-    return sorted(set(files) - set(bad)), [LeftOut(printable(f), group, reason) for f in bad]
+def _list_named(folder: Path, group: str) -> tuple[list[Path], list[LeftOut]]:
+    """Images in a folder; and what was left out, also for a name that no table and no screen can hold."""
+    files, skipped = list_images(folder)
+    bad = [file for file in files if printable(file) != str(file)]
+    skipped |= {printable(file): "name is not UTF-8 or has control characters" for file in bad}
+    return sorted(set(files) - set(bad)), [LeftOut(file, group, reason) for file, reason in skipped.items()]
+
+
+def _name_of(folder: Path) -> str:
+    """The last part of a folder's path that is no class word and no split."""
+    parts = [part for part in folder.resolve().parts if part.lower() not in _CLASSES | _SPLITS]
+    return parts[-1]
 
 
 def _place(name: str, layout: str) -> dict[str, Any] | None:
@@ -172,11 +169,11 @@ def read_places(real: Iterable[tuple[str, Path]], fake: Iterable[tuple[str, Path
     Raises:
         DataError: no image in a place, or a list that holds something else.
     """
+    places = [(0, *pair) for pair in real] + [(1, *pair) for pair in fake]
     rows, left_out = [], []
-    for label, name, place in [(0, *pair) for pair in real] + [(1, *pair) for pair in fake]:
-        files, skipped = list_images([place]) if place.is_dir() else (_read_list(place), {})
-        files, unnamed = _nameable(files, name)
-        left_out += unnamed + [LeftOut(file, name, reason) for file, reason in skipped.items()]
+    for label, name, place in places:
+        files, skipped = _list_named(place, name) if place.is_dir() else (_read_list(place), [])
+        left_out += skipped
         if not files:
             raise DataError(f"{place}: no image in it")
         base = place if place.is_dir() else place.parent
@@ -185,7 +182,8 @@ def read_places(real: Iterable[tuple[str, Path]], fake: Iterable[tuple[str, Path
             inner = near.with_suffix("").as_posix()
             row = {"file": str(file.absolute()), "label": label, "generator": name, "set": "", "split": ""}
             rows.append({**row, "inner": inner, "folder": inner.rpartition("/")[0]})
-    return Listing(pd.DataFrame(rows), left_out)
+    first = places[0][2]
+    return Listing(pd.DataFrame(rows), left_out, _name_of(first if first.is_dir() else first.parent))
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -237,7 +235,8 @@ def read_tables(
     Raises:
         DataError: an unreadable table, or columns or labels that could mean several things.
     """
-    frames, left_out = [], []
+    frames: list[pd.DataFrame] = []
+    left_out: list[LeftOut] = []
     own = [_SPLITS.get(re.split(r"[-_.]", table.name.lower())[0], "") for table in tables]
     for table, split in zip(tables, own, strict=True):
         if holds_images(table):
@@ -256,24 +255,24 @@ def read_tables(
     images = pd.concat(frames, ignore_index=True)
     if images.empty:
         raise DataError(f"{tables[0]}: no image in it")
-    if label_column or any(c.lower() in _LABELS for c in images.columns):
+    images["inner"] = images["inner"].str.replace(r"\.\w+$", "", regex=True)
+    if label_column or any(_plain(column) in _LABELS for column in images):
         column = _find_column(images, label_column, _LABELS, f"{tables[0]}: labels", "--label-column")
         values = images[column].astype(str).str.strip()
         images["label"] = _as_labels(values, real_value, f"{tables[0]}: column {column!r}")
-        generators = images["label"].map({0: "real", 1: "fake"})
-        if values.nunique() > 2:
-            generators = values.where(images["label"] == 1, "real")
+        fakes = values if values.nunique() > 2 else "fake"
+        generators = images["label"].map({0: "real"}).fillna(fakes)
     else:
         places = [_place(name, "auto") for name in images["inner"]]
         if unplaced := places.count(None):
             raise DataError(f"{tables[0]}: {unplaced} images without a label; give --label-column")
         images["label"] = [place["label"] for place in places if place]
         generators = pd.Series([place["generator"] for place in places if place])
-    images["inner"] = images["inner"].str.replace(r"\.\w+$", "", regex=True)
     for name, default in [("generator", generators), ("set", ""), ("split", "")]:
         images[name] = images[name].fillna("").astype(str) if name in images else default
-    images["split"] = images["split"].str.lower().map(lambda word: _SPLITS.get(word, word))
-    return Listing(images.assign(file=images["path"], folder="").drop(columns="path"), left_out)
+    images["split"] = images["split"].str.lower().replace(_SPLITS)
+    images = images.assign(file=images["path"], folder="").drop(columns="path")
+    return Listing(images, left_out, _name_of(tables[0].parent))
 
 
 def _read_table(path: Path) -> pd.DataFrame:
@@ -292,10 +291,14 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 
 def _find_column(frame: pd.DataFrame, asked: str, usual: Sequence[str], what: str, option: str) -> str:
-    found = [asked] if asked in frame else [c for c in frame.columns if str(c).lower() in usual and not asked]
-    if len(found) != 1:
+    found = [asked] if asked else [column for column in frame if _plain(column) in usual]
+    if len(found) != 1 or found[0] not in frame:
         raise DataError(f"{what}: which column? Give {option}, one of {', '.join(map(str, frame.columns))}")
     return found[0]
+
+
+def _plain(column: object) -> str:
+    return str(column).lower().replace("_", "")
 
 
 def _as_labels(values: pd.Series, real_value: str, where: str) -> pd.Series:
@@ -334,22 +337,19 @@ def make_manifest(
     if len(images) < len(listing.images):
         notes.append(f"{len(listing.images) - len(images)} files are listed twice and taken once")
     reading = tqdm(images["file"], desc="reading", unit="image", leave=False)
-    hashes, reasons = zip(*[_check_file(file, drop_unreadable) for file in reading], strict=True)
-    images["sha256"] = hashes
-    lost = pd.Series(reasons, dtype=object) != ""
+    checked = [_check_file(file, drop_unreadable) for file in reading]
+    images["sha256"], images["reason"] = zip(*checked, strict=True)
+    lost = images["reason"] != ""
     if lost.any() and not drop_unreadable:
-        first = next(reason for reason in reasons if reason)
+        first = images.loc[lost, "reason"].iloc[0]
         notes.append(
             f"{lost.sum()} images cannot be used, such as {first}; --drop-unreadable leaves such out"
         )
     elif lost.any():
-        shares = [
-            f"{part.mean():.0%} of {name}" for name, part in lost.groupby(images["generator"]) if part.any()
-        ]
-        notes.append(
-            f"unreadable: {', '.join(shares)}; what one class alone loses may be a shortcut of its own"
-        )
-        gone = zip(images["file"][lost], images["generator"][lost], pd.Series(reasons)[lost], strict=True)
+        shares = lost.groupby(images["generator"]).mean().loc[lambda share: share > 0]
+        shown = ", ".join(f"{share:.0%} of {name}" for name, share in shares.items())
+        notes.append(f"unreadable: {shown}; what one class alone loses may be a shortcut of its own")
+        gone = images.loc[lost, ["file", "generator", "reason"]].itertuples(index=False)
         listing.left_out += [LeftOut(*row) for row in gone]
         images = images[~lost].reset_index(drop=True)
     if images.empty:
@@ -358,10 +358,13 @@ def make_manifest(
     images["fold"] = hash_folds(images, seed)
     if images.groupby("fold")["label"].nunique().reindex(range(N_FOLDS)).ne(images["label"].nunique()).any():
         images["fold"] = deal_folds(images, seed=seed)
-        notes.append(
-            f"{images['source'].nunique()} sources are few: dealt evenly to the folds; a new one moves others"
-        )
-    images["split"] = _choose_splits(images, split, notes)
+        n = images["source"].nunique()
+        notes.append(f"{n} sources are few: dealt evenly to the folds; a new one moves others")
+    images["split"] = _split_anew(images) if split else _own_split(images, notes)
+    if split and listing.images["split"].any():
+        notes.append("the data set's own split is not kept: --split deals anew")
+    if not of_column(listing.images, rule):  # after the folds: they do not change with the data set's name
+        images["source"] = prefix_counted(images["source"], listing.name)
     if "kind" not in images:
         images["kind"] = images["label"].map({0: "real", 1: "unknown"})
     return images.assign(path=images["file"])[[*COLUMNS, "file"]], notes
@@ -372,56 +375,43 @@ def _check_file(file: str, decode: bool) -> tuple[str, str]:
     try:
         content = read_file(file)
         if decode:
-            decode_image(content, file)
+            open_image(file)
         reason = "" if decode or begins_like_an_image(content) else f"unreadable: {file}: no image"
         return hashlib.sha256(content).hexdigest(), reason
     except ImageError as error:
         return "", f"unreadable: {error}"
 
 
-def _choose_splits(images: pd.DataFrame, split: bool, notes: list[str]) -> pd.Series:
-    own, fold, n = images["split"], images["fold"], images["source"].nunique()
-    if not split and not own.any():
-        return pd.Series("test", images.index)
-    if split and n < 3:
+def _split_anew(images: pd.DataFrame) -> pd.Series:
+    """Test and validation a fold each, the others for training."""
+    if (n := images["source"].nunique()) < 3:
         raise DataError(f"{n} sources cannot be split in three; say how names tell them by --source-rule")
-    by_fold = fold.map({0: "test", 1: "validation"}).fillna("train")
-    if split:
-        if own.any():
-            notes.append("the data set's own split is not kept: --split deals anew")
-        chosen = by_fold
-    else:
-        if unknown := set(own) - set(_SPLITS.values()) - {"none"}:
-            raise DataError(
-                f"split: {sorted(unknown)[0]!r} for some images, expected train, validation, test or none"
-            )
-        chosen = own
-        if not (own == "test").any():
-            chosen = chosen.mask(own == "validation", "test")
-            notes.append("the data set has no test split: its validation images are the test")
-        if not (chosen == "validation").any():
-            chosen = chosen.mask((chosen == "train") & (fold == 1), "validation")
-            notes.append("the data set has no validation split: a fifth of its training sources is one")
-    for name in ("train", "validation", "test"):
-        if images["label"].nunique() > 1 and images.loc[chosen == name, "label"].nunique() < 2:
-            if split:
-                raise DataError(f"{name}: no image of one class; {n} sources are too few to split")
-            notes.append(f"{name}: no image of one class")
+    chosen = images["fold"].map({0: "test", 1: "validation"}).fillna("train")
+    if lacking := _of_one_class(images, chosen):
+        raise DataError(f"{lacking[0]}: no image of one class; {n} sources are too few to split")
     return chosen
 
 
-def from_folders(
-    real: Sequence[Path], fake: dict[str, Path], split: bool = False, seed: int = 0
-) -> pd.DataFrame:
-    """Build a manifest from folders of images, files of one stem being one source.
+def _own_split(images: pd.DataFrame, notes: list[str]) -> pd.Series:
+    """The data set's own split, completed where it lacks a part; without one, all is test."""
+    own = images["split"]
+    if not own.any():
+        return pd.Series("test", images.index)
+    if unknown := sorted(set(own) - {*_SPLITS.values(), "none"}):
+        raise DataError(f"split: {unknown[0]!r} for some images, expected train, validation, test or none")
+    if not (own == "test").any():
+        own = own.replace("validation", "test")
+        notes.append("the data set has no test split: its validation images are the test")
+    if not (own == "validation").any():
+        own = own.mask((own == "train") & (images["fold"] == 1), "validation")
+        notes.append("the data set has no validation split: a fifth of its training sources is one")
+    notes += [f"{name}: no image of one class" for name in _of_one_class(images, own)]
+    return own
 
-    Args:
-        real: folders of real images.
-        fake: generator name -> folder of its images.
-        split: assign 60/20/20 % of the *sources* to train/validation/test; otherwise all rows are ``test``.
-        seed: changes which source goes where.
-    Raises:
-        DataError: no image in a folder, or too few sources to split.
-    """
-    listing = read_places([("real", folder) for folder in real], fake.items())
-    return make_manifest(listing, "stem", split, seed)[0]
+
+def _of_one_class(images: pd.DataFrame, split: pd.Series) -> list[str]:
+    """Parts of a split that lack a class that there is."""
+    both = set(images["label"])
+    return [
+        name for name in ("train", "validation", "test") if both - set(images.loc[split == name, "label"])
+    ]

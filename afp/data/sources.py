@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -12,7 +13,7 @@ from .splits import connect_sources
 
 _FRAME = re.compile(r"(?:.*[_-])?(?:frame|frm)[_-]?\d+", re.IGNORECASE)
 # vid01_0003, 012-0003; but not ImageNet's n01440764_0003, whose first part is a category.
-_FLAT_FRAME = re.compile(r"(?!n\d{8}[_-])(.*\d)[_-](\d{2,})")
+_FLAT_FRAME = r"^(?!n\d{8}[_-])(.*\d)[_-](\d{2,})$"
 _SWAP = re.compile(r"(\d+)_(\d+)")
 
 
@@ -30,12 +31,11 @@ def find_sources(images: pd.DataFrame, rule: str = "") -> list[str]:
     """
     inner = images["inner"].astype(str)
     stem = inner.str.rpartition("/")[2]
-    if rule.startswith("column:") or (not rule and "source" in images):
+    if of_column(images, rule):
         column = rule.removeprefix("column:") or "source"
         if column not in images:
-            raise DataError(
-                f"--source-rule {rule}: no such column, expected one of {', '.join(images.columns)}"
-            )
+            known = ", ".join(images.columns)
+            raise DataError(f"--source-rule {rule}: no such column, expected one of {known}")
         parents = [[str(value)] for value in images[column]]
     elif rule == "stem":
         parents = [[name] for name in stem]
@@ -46,11 +46,30 @@ def find_sources(images: pd.DataFrame, rule: str = "") -> list[str]:
     else:
         _refuse_doubtful(images, inner, stem)
         # A name tells the source, unless it stands several times wherever it stands: numbers within categories.
-        repeated = pd.DataFrame({"stem": stem, "label": images["label"], "generator": images["generator"]})
-        alone = ~repeated.assign(set=images["set"]).duplicated(keep=False)
-        told = alone.groupby(stem).transform("any")
-        parents = [[name] for name in stem.where(told, inner)]
+        alone = ~images.assign(stem=stem).duplicated(["stem", "label", "generator", "set"], keep=False)
+        names = stem.where(alone.groupby(stem).transform("any"), inner)
+        parents = [[name] for name in prefix_counted(names, images["set"])]
     return connect_sources(parents, images["sha256"])
+
+
+def of_column(images: pd.DataFrame, rule: str) -> bool:
+    """Whether a column names the sources, and no file."""
+    return rule.startswith("column:") or (not rule and "source" in images)
+
+
+def prefix_counted(names: pd.Series, sets: pd.Series | str) -> pd.Series:
+    """Put the data set's name before names that only count (0001, 0002, ...): they say nothing outside of it.
+
+    Args:
+        names: of sources.
+        sets: the name of each one's data set, or of all; where it is empty, a name stays as it is.
+    """
+    parts = names.str.extract(r"^(\D*)(\d+)(.*)$")
+    numbers = parts[1].astype(float).groupby([parts[0], parts[2]])
+    n, lowest, highest = (numbers.transform(of) for of in ("nunique", "min", "max"))
+    counted = (n >= 3) & (highest - lowest < 2 * n)
+    prefixed = sets + pd.Series("/", names.index) + names
+    return names.mask(counted & ~prefixed.str.startswith("/"), prefixed)
 
 
 def _by_expression(inner: pd.Series, rule: str) -> list[list[str]]:
@@ -62,12 +81,11 @@ def _by_expression(inner: pd.Series, rule: str) -> list[list[str]]:
         ) from error
     if not pattern.groups:
         raise DataError(f"--source-rule {rule!r}: no group in it, expected one in ( ) for each parent")
-    matches = [pattern.search(path) for path in inner]
-    if missed := [
-        path for path, match in zip(inner, matches, strict=True) if not (match and any(match.groups()))
-    ]:
+    found = [match.groups() if (match := pattern.search(path)) else () for path in inner]
+    parents = [[part for part in groups if part] for groups in found]
+    if missed := [path for path, names in zip(inner, parents, strict=True) if not names]:
         raise DataError(f"--source-rule {rule!r}: {len(missed)} names do not fit, such as {missed[0]!r}")
-    return [[part for part in match.groups() if part] for match in matches if match]
+    return parents
 
 
 def _refuse_doubtful(images: pd.DataFrame, inner: pd.Series, stem: pd.Series) -> None:
@@ -75,49 +93,53 @@ def _refuse_doubtful(images: pd.DataFrame, inner: pd.Series, stem: pd.Series) ->
     if len(frames := inner[stem.map(lambda name: bool(_FRAME.fullmatch(name)))]):
         rule = "folder" if "/" in frames.iloc[0] else r"'(.+)[_-](?:frame|frm)'"
         _refuse(f"{len(frames)} look like frames of videos, such as {frames.iloc[0]!r}", rule)
-    for _, names in stem.groupby([images["label"], images["generator"], images["set"]]):
-        parts = names.str.extract(rf"^{_FLAT_FRAME.pattern}$").dropna()
-        videos, numbers = parts[0].nunique(), parts[1].nunique()
-        if videos >= 3 and len(parts) >= 2 * max(videos, numbers):
-            example = names[parts.index[0]]
-            _refuse(
-                f"{len(parts)} look like numbered frames of {videos} videos, such as {example!r}",
-                r"'([^/]*\d)[_-]\d+$'",
-            )
     for (_, generator, _), part in images.groupby(["label", "generator", "set"]):
-        names, folders = stem[part.index], part["folder"]
-        crowded = folders.nunique() > names.nunique() or names.str.fullmatch(r"\d+").all()
-        if folders.nunique() >= 3 and len(part) >= 2 * names.nunique() and crowded:
+        names, n_folders = stem[part.index], part["folder"].nunique()
+        numbered = names.str.extract(_FLAT_FRAME).dropna()
+        videos, numbers = numbered[0].nunique(), numbered[1].nunique()
+        if videos >= 3 and len(numbered) >= 2 * max(videos, numbers):
+            example = f"{videos} videos, such as {names[numbered.index[0]]!r}"
+            _refuse(f"{len(numbered)} look like numbered frames of {example}", r"'([^/]*\d)[_-]\d+$'")
+        crowded = n_folders > names.nunique() or names.str.fullmatch(r"\d+").all()
+        if n_folders >= 3 and len(part) >= 2 * names.nunique() and crowded:
             few = "one name" if names.nunique() == 1 else f"{names.nunique()} names"
-            example = f"{few} in {folders.nunique()} folders of {generator}, such as {inner[part.index[0]]!r}"
-            _refuse(
-                f"{example}: these may be frames of videos, or a folder may be a photograph",
-                "folder",
-            )
-    for label in (0, 1):
-        names = stem[images["label"] == label]
+            example = f"{few} in {n_folders} folders of {generator}, such as {inner[part.index[0]]!r}"
+            _refuse(f"{example}: these may be frames of videos, or a folder may be a photograph", "folder")
+    for label, names in stem.groupby(images["label"]):
         if len(names) > 2 and names.nunique() == 1:
             _refuse(f"all {len(names)} files of label {label} have the name {names.iloc[0]!r}", "folder")
-    real, fakes = set(stem[images["label"] == 0]), stem[images["label"] == 1].unique()
-    tails: Counter[str] = Counter()
+    _refuse_derivatives(set(stem[images["label"] == 0]), stem[images["label"] == 1].unique())
+
+
+def _refuse_derivatives(real: set[str], fakes: Iterable[str]) -> None:
+    """Refuse fakes that bear the names of two real images, or of one with something before or after it."""
     swaps = [match.groups() for match in map(_SWAP.fullmatch, fakes) if match]
+    before, after = Counter[str](), Counter[str]()
     example = ""
     for name in fakes:
         cuts = [match.start() for match in re.finditer(r"[_\- ]", name)]
-        if name not in real and (fitting := [i for i in cuts if name[:i] in real]):
-            tails[name[fitting[-1] :]] += 1
-            example = example or f"{name!r} beside {name[: fitting[-1]]!r}"
-    if {first for first, _ in swaps} & {second for _, second in swaps} or (swaps and tails):
-        _refuse(
-            f"{len(swaps)} fakes look like swaps of two, such as {'_'.join(swaps[0])!r}",
-            r"'(\d+)(?:_(\d+))?$'",
-        )
-    if tails:
-        known = "|".join(re.escape(tail) for tail in tails) if len(tails) <= 8 else r"[_\- ].*"
-        _refuse(
-            f"{tails.total()} fakes are named after real images, such as {example}",
-            f"'([^/]+?)(?:{known})?$'",
-        )
+        starts = [name[:cut] for cut in reversed(cuts) if name[:cut] in real]
+        ends = [name[cut + 1 :] for cut in cuts if name[cut + 1 :] in real]
+        if name in real or not (starts or ends):
+            continue
+        example = example or f"{name!r} beside {(starts or ends)[0]!r}"
+        if starts:
+            after[name.removeprefix(starts[0])] += 1
+        else:
+            before[name.removesuffix(ends[0])] += 1
+    if {first for first, _ in swaps} & {second for _, second in swaps} or (swaps and example):
+        shown = f"{len(swaps)} fakes look like swaps of two, such as {'_'.join(swaps[0])!r}"
+        _refuse(shown, r"'(\d+)(?:_(\d+))?$'")
+    if example:
+        first, last = _any_of(before, r"[^/]*[_\- ]"), _any_of(after, r"[_\- ].*")
+        shown = f"{before.total() + after.total()} fakes are named after real images, such as {example}"
+        _refuse(shown, f"'{first}([^/]+?){last}$'")
+
+
+def _any_of(words: Counter[str], many: str) -> str:
+    """An expression for one of these words or none; ``many`` for more than eight."""
+    known = "|".join(map(re.escape, words)) if len(words) <= 8 else many
+    return f"(?:{known})?" if words else ""
 
 
 def _refuse(found: str, rule: str) -> None:

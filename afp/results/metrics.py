@@ -38,7 +38,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -58,7 +58,14 @@ N_BINS = 15
 POOL_BELOW = 5  # images: too few for an estimate of their own
 KEY = ["detector", "perturbation", "path", "place"]  # tells a table's rows apart
 # What stands for nothing known.
-_DEFAULTS = {"generator": "unnamed", "kind": "", "source": "", "set": "", "place": "", "error": ""}
+_DEFAULTS: dict[str, Any] = {
+    "generator": "unnamed",
+    "kind": "",
+    "source": "",
+    "set": "",
+    "place": "",
+    "error": "",
+}
 _DEFAULTS |= {"detector": "", "perturbation": "none", "fold": -1, "seen": 0, "threshold": np.nan}
 _COMPARED = [
     "detector",

@@ -37,7 +37,6 @@ def score_frame(
     run: str = "",
     fold: int | None = None,
     perturbation: str = "none",
-    thresholds: dict[str, float] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """The scores table of a frame: one row an image, an unreadable one with its ``error`` and no score.
@@ -46,12 +45,11 @@ def score_frame(
         detector: fitted.
         frame: a manifest, or `afp.data.manifest.from_files`; columns that it lacks stay empty.
         run, fold, perturbation: what the table says about all rows.
-        thresholds: instead of the detector's: generator -> threshold; under "" for all others.
     Returns:
         DataFrame with `SCORE_COLUMNS`, in the frame's order. ``role`` is train, validation or calibration for an
         image that the detector has met, or whose photograph it has met; ``place`` tells files of one name apart.
     """
-    table = unscored_table(detector, frame, run, fold, perturbation, thresholds)
+    table = unscored_table(detector, frame, run, fold, perturbation)
     return _fill(table, detector, frame.reset_index(drop=True), progress)
 
 
@@ -59,11 +57,11 @@ def unscored_table(
     detector: Detector,
     frame: pd.DataFrame,
     run: str,
-    fold: int | None,
-    perturbation: str,
+    fold: int | None = None,
+    perturbation: str = "none",
     thresholds: dict[str, float] | None = None,
 ) -> pd.DataFrame:
-    """A scores table of the frame without scores."""
+    """A scores table of the frame without scores; ``thresholds`` as of `score_to_csv`."""
     table = frame.reindex(columns=[c for c in SCORE_COLUMNS if c in frame.columns]).reset_index(drop=True)
     table = table.assign(perturbation=perturbation, detector=detector.name, run=run, fold=fold, error="")
     table["role"] = _roles(detector, table)
@@ -77,31 +75,32 @@ def unscored_table(
 
 
 def _roles(detector: Detector, table: pd.DataFrame) -> pd.Series:
-    """What each row's image was for the detector; known by its hash, or by the photograph that it derives from."""
+    """What each row's image was for the detector: known by its hash, or by its photograph.
+
+    A photograph is known where one of its images is, or by its name.
+    """
     roles = pd.Series("", index=table.index, dtype=object)
-    known = getattr(detector, "images_", None)
-    if known is None:
-        return roles
+    known = getattr(detector, "images_", pd.DataFrame(columns=["source", "sha256", "role"]))
+    table = table.reindex(columns=["source", "sha256"]).astype(object).fillna("")
     for role in ("calibration", "validation", "train"):  # the last of several stays
         part = known[known["role"] == role]
-        for column in {"source", "sha256"} & set(table):
-            roles[table[column].isin(set(part[column]) - {""})] = role
+        same = table["sha256"].isin(set(part["sha256"]) - {""})
+        photographs = {*part["source"], *table.loc[same, "source"]} - {""}
+        roles[same | table["source"].isin(photographs)] = role
     return roles
 
 
 def _fill(table: pd.DataFrame, detector: Detector, frame: pd.DataFrame, progress: bool) -> pd.DataFrame:
     """The table with scores, verdicts and errors; both have the same index."""
     perturbation = table["perturbation"].iloc[0] if len(table) else "none"
-    errors: dict[int, str] = {}
-    good = frame
+    good, errors = frame, pd.Series("", index=frame.index)
     try:
         values = detector.score(good, perturbation, progress)
     except UnreadableImages as error:
-        errors = {i: error.errors[f] for i, f in frame["file"].items() if f in error.errors}
-        good = frame.drop(index=list(errors))
+        errors = pd.Series([error.errors.get(file, "") for file in frame["file"]], frame.index)
+        good = frame[errors == ""]
         values = detector.score(good, perturbation, progress)
-    filled = table.assign(score=pd.Series(values, good.index, dtype=float))
-    filled["error"] = filled["error"].mask(filled.index.isin(list(errors)), filled.index.map(errors))
+    filled = table.assign(score=pd.Series(values, good.index, dtype=float), error=errors)
     return filled.assign(verdict=verdicts(filled))
 
 
@@ -129,8 +128,9 @@ def score_to_csv(
 
     Args:
         folder: a run.
-        frame, perturbation, thresholds: see `score_frame`.
+        frame, perturbation: see `score_frame`.
         out: the table.
+        thresholds: instead of the run's: generator -> threshold; under "" for all others.
     Returns:
         The frame's rows of the table.
     Raises:
@@ -211,32 +211,26 @@ def _earlier(out: Path, run: str) -> pd.DataFrame:
     # A line end within open quotes belongs to a file's name, and not to the end of a row.
     while end and not (content[end - 1 : end] == b"\n" and content.count(b'"', 0, end) % 2 == 0):
         end = content.rfind(b"\n", 0, end - 1) + 1
-    if (
-        (",".join(SCORE_COLUMNS) + "\r\n").encode().startswith(content)
-    ):  # nothing, or cut within the first line
+    if (",".join(SCORE_COLUMNS) + "\r\n").encode().startswith(content):  # nothing, or cut in its first line
         return pd.DataFrame(columns=SCORE_COLUMNS, dtype=str)
     try:
         table = pd.read_csv(io.BytesIO(content[:end]), dtype=str, keep_default_na=False)
     except ValueError as error:
         raise DataError(f"{out}: not a scores table ({error}); give another --out") from error
     if list(table.columns) != SCORE_COLUMNS:
-        columns = ", ".join(map(str, table.columns[:4]))
-        raise DataError(
-            f"{out}: not a scores table of this version (columns {columns} …); give another --out"
-        )
-    for other in table["run"][table["run"].str.split("@").str[-1] != run.split("@")[-1]].head(1):
-        raise DataError(f"{out}: holds scores of run {other}, not of {run}; give another --out")
+        raise DataError(f"{out}: not a scores table of this version; give another --out")
+    for other in table["run"].unique():
+        if other.split("@")[-1] != run.split("@")[-1]:
+            raise DataError(f"{out}: holds scores of run {other}, not of {run}; give another --out")
     return table
 
 
 def write_rows(table: pd.DataFrame, stream: TextIO | Path, header: bool = False) -> None:
     """Rows as CSV. A cell that a spreadsheet would compute (= + - @) begins with a quote, and is read as text."""
-    text = {c: _guarded(table[c]) for c in table.select_dtypes(["object", "str"]).columns if c not in NUMBERS}
-    table.assign(**text).to_csv(stream, index=False, header=header, lineterminator="\r\n")
-
-
-def _guarded(column: pd.Series) -> pd.Series:
-    return column.astype("str").str.replace(r"^('*[=+\-@\t\r])", r"'\1", regex=True)
+    for column in table.select_dtypes(["object", "str"]).columns.difference(NUMBERS):
+        text = table[column].astype("str").str.replace(r"^('*[=+\-@\t\r])", r"'\1", regex=True)
+        table = table.assign(**{column: text})
+    table.to_csv(stream, index=False, header=header, lineterminator="\r\n")
 
 
 def read_scores(path: str | Path) -> pd.DataFrame:
@@ -253,11 +247,12 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         raise DataError(
             f"{path}: unfinished; the same `afp score` goes on with it (or evaluate a copy of it)"
         )
+    text = [c for c in SCORE_COLUMNS if c not in NUMBERS]
     try:
         # "NA" and "null" are names of files and generators here; only a number can be missing.
         parts = pd.read_csv(
             path,
-            dtype={c: str for c in SCORE_COLUMNS if c not in NUMBERS},
+            dtype=dict.fromkeys(text, str),
             keep_default_na=False,
             na_values={c: ["", "nan", "NaN"] for c in NUMBERS},
             chunksize=100_000,  # the reader holds text as Python's, several times as large as the table's
@@ -272,26 +267,18 @@ def read_scores(path: str | Path) -> pd.DataFrame:
             f"{path}: columns missing: {', '.join(missing)}; expected at least {', '.join(NEEDED)}, "
             f"separated by commas; found {', '.join(map(str, table.columns[:8]))}"
         )
-    label = pd.to_numeric(table["label"], errors="coerce")
-    score = pd.to_numeric(table["score"], errors="coerce")
-    for column, bad, expected in (
-        ("label", table["label"].notna() & ~label.isin([0, 1]), "0 (real) or 1 (fake)"),
-        ("score", table["score"].notna() & ~score.between(0, 1), "P(fake), a number from 0 to 1"),
+    label, score = (pd.to_numeric(table[column], errors="coerce") for column in ("label", "score"))
+    for column, good, expected in (
+        ("label", label.isin([0, 1]), "0 (real) or 1 (fake)"),
+        ("score", score.between(0, 1), "P(fake), a number from 0 to 1"),
     ):
-        if bad.any():
-            row = int(bad.to_numpy().argmax())
-            value = str(table[column].iloc[row])
-            raise DataError(f"{path}: row {row + 2}: {column} is {value!r}, expected {expected}")
-    named = {
-        "generator": label.map({0: "real", 1: "fake"}),
-        "kind": label.map({0: "real"}),
-        "perturbation": "none",
-    }
-    named |= {"detector": path.name.split(".")[0], "run": path.name.split(".")[0]}
+        for row, value in table.loc[table[column].notna() & ~good, column].head(1).items():
+            raise DataError(f"{path}: row {row + 2}: {column} is {str(value)!r}, expected {expected}")
+    names = dict.fromkeys(("detector", "run"), path.name.split(".")[0]) | {"perturbation": "none"}
+    names |= {"generator": label.map({0: "real", 1: "fake"}), "kind": label.map({0: "real"})}
     for column in SCORE_COLUMNS:
         if column not in table:
-            table[column] = named.get(column, np.nan if column in NUMBERS else "")
-    text = [c for c in SCORE_COLUMNS if c not in NUMBERS]
+            table[column] = names.get(column, np.nan if column in NUMBERS else "")
     for column in text:
         table[column] = table[column].fillna("")
         if table[column].str.startswith("'").any():

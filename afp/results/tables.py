@@ -1,6 +1,8 @@
-"""Results as tables for people: on the screen, in the README, in notebooks."""
+"""Results as tables for people: on the screen, in the README, in notebooks. Cells are like "0.95 [0.93, 0.97]"."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pandas as pd
 
@@ -15,7 +17,18 @@ COLUMNS = {
 }
 
 
-def held_out_table(results: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
+def cells(results: pd.DataFrame) -> Iterator[str]:
+    """The estimate of each row."""
+    return (f"{Estimate(*row):.2f}" for row in results[["value", "low", "high"]].to_numpy())
+
+
+def _by_name(results: pd.DataFrame) -> dict[tuple[str, str, str, str], str]:
+    """(group, kind, against, metric) -> the estimate, of one detector under one perturbation."""
+    names = results[["group", "kind", "against", "metric"]].itertuples(index=False, name=None)
+    return dict(zip(names, cells(results), strict=True))
+
+
+def held_out_table(results: pd.DataFrame) -> pd.DataFrame:
     """One detector's results, a row a generator, with 95 % intervals.
 
     Args:
@@ -25,75 +38,91 @@ def held_out_table(results: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
         names them) and (where there are any) against resampled ones, then AP and accuracies against the real
         images. The last rows are the false-positive rate of each set of real images.
     """
-    fakes = results[results["kind"] != "real"]
-    against = list(fakes["against"].unique())
+    estimates, is_real = _by_name(results), results["kind"] == "real"
+    single = results[~is_real & ~results["group"].str.contains(" held-")]
+    n_of_kind = single.groupby("kind")["group"].nunique()
+    columns = {}
+    for against, reals in single.groupby("against", sort=False)["reals"]:
+        whose = reals.iloc[0] if reals.nunique() == 1 else "real images of its own set"
+        columns[f"AUC vs {whose}" if against else "AUC"] = (against, "auc")
+    first = next(iter(columns.values()), ("", ""))[0]
+    columns |= {title: (first, metric) for metric, title in COLUMNS.items() if metric != "auc"}
     rows = []
-    order = fakes[["group", "kind"]].drop_duplicates()
-    members = fakes[~fakes["group"].str.contains(" held-")].groupby("kind")["group"].nunique()
-    for group, kind in order.itertuples(index=False):
-        part = fakes[(fakes["group"] == group) & (fakes["kind"] == kind)]
-        summary = " held-" in group
-        if summary and ("held-in" in group or group.startswith("max ") or members.get(kind, 9) < 2):
+    for row in results[~is_real].drop_duplicates(["group", "kind"]).itertuples():
+        if row.group.startswith(("mean held-in", "max ")):
             continue
-        first = part.iloc[0]
-        row = {"generator": group, "kind": kind, "in training": "yes" if first["seen"] else "no"}
-        row["images"] = f"{first['n_real']} + {first['n_fake']}"
-        for name in against:
-            reals = fakes.loc[
-                (fakes["against"] == name) & ~fakes["group"].str.contains(" held-"), "reals"
-            ].unique()
-            whose = reals[0] if len(reals) == 1 else "real images of its own set"
-            row[f"AUC vs {whose}" if name else "AUC"] = _cell(part, name, "auc", digits)
-        row |= {COLUMNS[m]: _cell(part, against[0] if against else "", m, digits) for m in list(COLUMNS)[1:]}
-        rows.append(row)
-    for group, part in results[results["kind"] == "real"].groupby("group", sort=False):
-        estimate = _cell(part, "", "false_positive_rate_val", digits)
-        row = {"generator": f"{group}: called fake", "kind": "real", "in training": ""}
-        row |= {"images": str(part["n_real"].iloc[0]), list(COLUMNS.values())[-1]: estimate}
-        rows.append(row)
+        if " held-" in row.group and n_of_kind.get(row.kind, 9) < 2:
+            continue
+        about = {"generator": row.group, "kind": row.kind, "in training": "yes" if row.seen else "no"}
+        about["images"] = f"{row.n_real} + {row.n_fake}"
+        found = {title: estimates.get((row.group, row.kind, *of), "") for title, of in columns.items()}
+        rows.append(about | found)
+    for row in results[is_real].drop_duplicates("group").itertuples():
+        rate = estimates[row.group, "real", "", "false_positive_rate_val"]
+        about = {"generator": f"{row.group}: called fake", "kind": "real", "images": str(row.n_real)}
+        rows.append(about | {COLUMNS["accuracy_val"]: rate})
     return pd.DataFrame(rows).fillna("")
 
 
-def _cell(part: pd.DataFrame, against: str, metric: str, digits: int) -> str:
-    row = part[(part["against"] == against) & (part["metric"] == metric)]
-    if row.empty:
-        return ""
-    return format(Estimate(*row.iloc[0][["value", "low", "high"]]), f".{digits}f")
+def comparison_table(results: pd.DataFrame) -> pd.DataFrame:
+    """A row a detector: AUC with its 95 % interval, held-in and held-out, by the generators' kind.
+
+    Args:
+        results: `afp.results.metrics.evaluate` of several detectors under one perturbation.
+    Returns:
+        Text columns: detector; held-in; for the kind with the most generators its held-out mean, its worst
+        generator and its mean against the resampled control (where there is one); the other kinds' means.
+        A title says how many fake images are behind it.
+    """
+    auc = results[results["metric"] == "auc"]
+    unseen = auc[auc["seen"] == 0]
+    means = unseen[(unseen["group"] == "mean held-out") & (unseen["kind"] != "all")]
+    groups = unseen[~unseen["group"].str.contains(" held-")].groupby("kind")["group"].nunique()
+    n = means.groupby("kind")["n_fake"].max()
+    kinds = sorted(n.index, key=lambda kind: (-groups[kind], -n[kind]))
+    titles = {kind: f"{kind}, mean" if groups[kind] > 1 else kind for kind in kinds}
+    n_held_in = auc.loc[auc["group"] == "mean held-in", "n_fake"].to_numpy().max(initial=0)
+    columns = {f"held-in (n = {n_held_in})": ("mean held-in", "all", "real")}
+    for kind in kinds[:1]:
+        columns[f"{titles[kind]} (n = {n[kind]})"] = ("mean held-out", kind, "real")
+        columns[f"{kind}, worst"] = ("min held-out", kind, "real")
+        if "real-resampled" in set(unseen["against"]):
+            columns[f"{kind}, mean, vs resampled"] = ("mean held-out", kind, "real-resampled")
+    columns |= {f"{titles[kind]} (n = {n[kind]})": ("mean held-out", kind, "real") for kind in kinds[1:]}
+    if not kinds:
+        columns["held-out"] = ("mean held-out", "all", "real")
+    rows = []
+    for detector, part in auc.groupby("detector", sort=False):
+        estimates = _by_name(part)
+        found = {title: estimates.get((*of, "auc"), "") for title, of in columns.items()}
+        rows.append({"detector": detector} | found)
+    return pd.DataFrame(rows)
 
 
-def summary_table(
-    results: pd.DataFrame, metrics: tuple[str, ...] = ("auc",), digits: int = 2
-) -> pd.DataFrame:
-    """The results of `afp.results.metrics.evaluate`, wide and for reading: cells like "0.95 [0.93, 0.97]".
+def summary_table(results: pd.DataFrame, metrics: tuple[str, ...] = ("auc",)) -> pd.DataFrame:
+    """The results of `afp.results.metrics.evaluate`, wide and for reading.
 
     A row a group (held-in generators, held-out ones, then mean and worst; a kind's own mean only where the
     kind has several of several), a column for each metric, detector, set of real images and perturbation that
-    there are; what is the same everywhere is not repeated. ValueError for a metric that is not in the
-    results.
+    there are; what is the same everywhere is not repeated. AfpError for a metric that is not in the results.
     """
     if missing := set(metrics) - set(known := results["metric"].unique()):
         raise AfpError(f"metrics: {sorted(missing)} not in the results; expected some of {list(known)}")
     df = results[results["metric"].isin(metrics)].reset_index(drop=True)
-    over_generators = df["group"].str.match("(mean|min|max) held-(in|out)$")
+    over_generators = df["group"].str.contains(" held-")
     held_out = df[~over_generators & (df["seen"] == 0) & (df["kind"] != "real")]
-    several = held_out.groupby("kind")["group"].nunique()
-    several = several[several > 1].index if len(several) > 1 else []
+    n_of_kind = held_out.groupby("kind")["group"].nunique()
+    several = n_of_kind.index[n_of_kind > 1] if len(n_of_kind) > 1 else []
     df = df[~over_generators | (df["kind"] == "all") | (df["kind"].isin(several) & (df["seen"] == 0))]
-    over_generators = over_generators[df.index]
 
+    over_generators = over_generators[df.index]
     row = df["group"].where(~over_generators | (df["kind"] == "all"), df["group"] + ", " + df["kind"])
     row = row.where(over_generators | (df["seen"] == 0), row + " (held-in)")
     against = ("vs " + df["against"]).where(df["against"] != "", "alone")
-    parts = {
-        "metric": df["metric"],
-        "detector": df["detector"],
-        "against": against,
-        "perturbation": df["perturbation"],
-    }
-    varying = [part for part in parts.values() if part.nunique() > 1] or [parts["metric"]]
+    parts = [df["metric"], df["detector"], against, df["perturbation"]]
+    varying = [part for part in parts if part.nunique() > 1] or parts[:1]
     column = varying[0].str.cat(varying[1:], sep=", ") if len(varying) > 1 else varying[0]
-    cells = [f"{Estimate(*cell):.{digits}f}" for cell in df[["value", "low", "high"]].to_numpy()]
-    long = pd.DataFrame({"group": row, "column": column, "cell": cells})
+    long = pd.DataFrame({"group": row, "column": column, "cell": list(cells(df))})
     wide = long.pivot(index="group", columns="column", values="cell").fillna("")
     wide = wide.reindex(index=row.unique(), columns=column.unique())
     return wide.rename_axis(columns=None).reset_index()
@@ -103,35 +132,3 @@ def to_markdown(table: pd.DataFrame) -> str:
     """A table as GitHub's Markdown, cells as they print."""
     rows = [list(table.columns), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + "\n"
-
-
-def comparison_table(results: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
-    """A row a detector: AUC with its 95 % interval, held-in and held-out, by the generators' kind.
-
-    Args:
-        results: `afp.results.metrics.evaluate` of several detectors under one perturbation.
-    Returns:
-        Text columns: detector; held-in; for the kind with the most images its held-out mean, its worst
-        generator and its mean against the resampled control (where there is one); the other kinds' means.
-    """
-    auc = results[(results["metric"] == "auc") & (results["seen"] == 0)]
-    means = auc[(auc["group"] == "mean held-out") & (auc["kind"] != "all")]
-    kinds = means.groupby("kind")["n_fake"].max().sort_values(ascending=False).index.tolist()
-    columns = {"held-in": ("mean held-in", "all", "real")}
-    for kind in kinds[:1]:
-        columns[f"{kind}, mean"] = ("mean held-out", kind, "real")
-        columns[f"{kind}, worst"] = ("min held-out", kind, "real")
-        if "real-resampled" in set(auc["against"]):
-            columns[f"{kind}, mean, vs resampled"] = ("mean held-out", kind, "real-resampled")
-    columns |= {kind: ("mean held-out", kind, "real") for kind in kinds[1:]}
-    if not kinds:
-        columns["held-out"] = ("mean held-out", "all", "real")
-    rows = []
-    for detector, part in results[results["metric"] == "auc"].groupby("detector", sort=False):
-        row = {"detector": detector}
-        for title, (group, kind, against) in columns.items():
-            row[title] = _cell(
-                part[(part["group"] == group) & (part["kind"] == kind)], against, "auc", digits
-            )
-        rows.append(row)
-    return pd.DataFrame(rows)

@@ -125,15 +125,19 @@ def robustness_table(
     Args:
         results: `afp.results.metrics.evaluate` of scores under several perturbations.
     Returns:
-        Text columns, against photographs: detector, metric, clean, and one for each perturbation.
+        Text columns, against photographs: detector, metric, clean, and one for each perturbation. Where held-out
+        generators are of several kinds, each kind has its own rows, named in a column ``kind``.
     """
-    rows = results[(results["group"] == group) & (results["kind"] == "all")]
+    rows = results[(results["group"] == group) & results["metric"].isin(metrics)]
     rows = rows[rows["against"] == ("real" if (rows["against"] == "real").any() else "")]
-    rows = rows[rows["metric"].isin(metrics)]
+    several = rows["kind"].nunique() > 2  # "all" is one of them
+    rows = rows[(rows["kind"] != "all") == several]
+    rows = rows.sort_values(["detector", "n_fake"], ascending=[True, False], kind="stable")
     cells = [f"{Estimate(*cell):.{digits}f}" for cell in rows[["value", "low", "high"]].to_numpy()]
     specs = sorted(rows["perturbation"].unique(), key=perturbation_order)
-    wide = rows.assign(cell=cells).pivot(index=["detector", "metric"], columns="perturbation", values="cell")
-    order = [(d, m) for d in rows["detector"].unique() for m in metrics]
+    whose = ["detector", "kind"] if several else ["detector"]
+    wide = rows.assign(cell=cells).pivot(index=[*whose, "metric"], columns="perturbation", values="cell")
+    order = [(*of, m) for of in rows[whose].drop_duplicates().itertuples(index=False) for m in metrics]
     wide = wide.reindex(index=order, columns=specs).fillna("").rename(columns=perturbation_title)
     return wide.rename_axis(columns=None).rename(index=METRIC_NAMES, level="metric").reset_index()
 
