@@ -208,6 +208,18 @@ def test_unreadable_images_are_named_all_at_once(name, fit, sets, tmp_path):
     assert sorted(error.value.errors) == bad
 
 
+def test_unreadable_images_are_named_where_pixels_are_read_anew(configs, sets, tmp_path):
+    bad = [str(tmp_path / n) for n in ("a.png", "b.png")]
+    for file in bad:
+        Path(file).write_bytes(b"no image")
+    frame = pd.concat([from_files([bad[0]]), *[sets["test"]] * 4, from_files([bad[1]])], ignore_index=True)
+    detector = detectors.create("vlm-zero-shot", **configs["vlm-zero-shot"], cache_tokens=False)
+    detector.fit(sets["train"], sets["validation"], progress=False)
+    with pytest.raises(UnreadableImages) as error:
+        detector.score(frame)  # two batches
+    assert sorted(error.value.errors) == bad
+
+
 @pytest.mark.parametrize("name", ["linear-probe", "spectrum", "vlm-prompt"])
 def test_unreadable_images_of_both_sets_are_named_before_a_fit(name, configs, sets, tmp_path):
     bad, parts = [str(tmp_path / n) for n in ("a.png", "b.jpg")], []

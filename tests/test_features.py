@@ -109,7 +109,7 @@ def test_a_cache_of_another_version_is_dropped_aloud(frame, backbone, cache, cap
     old.mkdir(parents=True)
     (old / "abcd.safetensors").write_bytes(b"anything")
     extract(frame, backbone, "embedding", progress=False)
-    assert not (cache / "features").exists() and "features: a cache of another version" in caplog.text
+    assert not (cache / "features").exists() and "features: a cache of an earlier version" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["small", "demo-clip"])

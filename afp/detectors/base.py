@@ -25,6 +25,7 @@ from ..models import processes
 from .operating_point import OperatingPoint, choose_operating_point
 
 CHECKSUMS = "checksums.json"
+SCORED_AT_ONCE = 4096  # images whose features a head holds in memory
 IMAGES = "images.csv"  # what the run was fitted, validated and calibrated on: sha256, source, role
 # What a run may have otherwise that a training starts from.
 MAY_CHANGE = ("preset", "normalisation", "seed", "epochs", "lr", "batch_size", "cache_tokens")
@@ -153,7 +154,21 @@ class Detector(ABC):
         return self._score_in_parts(frame, perturbation, progress and processes.rank() == 0)
 
     def _score_in_parts(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        scores = processes.by_rows(lambda part: self._score(part, perturbation, progress), frame)
+        def of_part(part: pd.DataFrame) -> np.ndarray:
+            found: list[np.ndarray] = []
+            errors: dict[str, str] = {}
+            for start in range(0, len(part), SCORED_AT_ONCE):
+                try:
+                    found.append(
+                        self._score(part.iloc[start : start + SCORED_AT_ONCE], perturbation, progress)
+                    )
+                except UnreadableImages as error:
+                    errors |= error.errors
+            if errors:
+                raise UnreadableImages(errors)
+            return np.concatenate(found)
+
+        scores = processes.by_rows(of_part, frame)
         if bad := int((~np.isfinite(scores)).sum()):
             raise ModelError(
                 f"{self.name}: {bad} of {len(frame)} scores are no numbers; the weights are damaged"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.loader import ImageDataset, Item, Labelled, inputs, worker_count
+from ..data.loader import ImageDataset, Labelled, inputs, worker_count
 from ..data.preprocess import IDENTITY, Normalisation, check_perturbation
-from ..errors import ModelError
+from ..errors import ModelError, UnreadableImages
 from ..models import features
 from ..models.backbones import best_device
 from ..models.instructblip import DEMO, Encoded, Vlm, crop_square, load_vlm
@@ -267,18 +267,29 @@ class VlmDetector(Detector):
             options = {"view": partial(crop_square, size=size), "seed": self.recipe().seed}
         return ImageDataset(frame, self.normalisation, perturbation, transform=tower.preprocess, **options)
 
-    def _tokens(self, batch: Item | torch.Tensor) -> torch.Tensor:
+    def _tokens(self, given: torch.Tensor) -> torch.Tensor:
         """Image tokens (b, t, D) of a batch of them, or of pixels (b, 3, h, w)."""
-        given = inputs(batch)
         if given.ndim == 3:
             return given
         # A copy, because autograd does not take what was made in inference mode.
         return self.vlm_.tower.extract(given, (self.vlm_.output,))[self.vlm_.output].clone()
 
-    def _batches(self, frame: pd.DataFrame, perturbation: str, progress: bool, what: str) -> Iterable:
-        images: Any = self._images(frame, perturbation, progress)
-        loader = DataLoader(images, BATCH, num_workers=worker_count(images, self.vlm_.device))
-        return tqdm(loader, desc=what, disable=not progress, leave=False)
+    def _batches(
+        self, frame: pd.DataFrame, perturbation: str, progress: bool, what: str
+    ) -> Iterator[torch.Tensor]:
+        """Tokens or pixels of all images; UnreadableImages at the end names every bad file."""
+        images = self._images(frame, perturbation, progress)
+        errors: dict[str, str] = {}
+        loader: DataLoader = DataLoader(images, BATCH, num_workers=worker_count(images, self.vlm_.device))
+        for batch in tqdm(loader, desc=what, disable=not progress, leave=False):
+            try:
+                given = inputs(batch)
+            except UnreadableImages as error:
+                errors |= error.errors
+                continue
+            yield given
+        if errors:
+            raise UnreadableImages(errors)
 
     def _train(self, train_rows: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
         """Train what requires a gradient on the answers' cross-entropy, end token included; the best epoch on
@@ -291,7 +302,7 @@ class VlmDetector(Detector):
 
         def loss(model: nn.Module, batch: tuple) -> tuple[torch.Tensor, float]:
             labels, weights = batch[1].to(vlm.device), batch[2].to(vlm.device)
-            each, n = model(self._tokens(batch[0]), both.take(labels)) * weights, len(labels)
+            each, n = model(self._tokens(inputs(batch[0])), both.take(labels)) * weights, len(labels)
             if self.is_paper:  # the mean of all tokens
                 each, n = each * both.lengths[labels], int(both.lengths[labels].sum())
             total = each.sum()
@@ -354,7 +365,6 @@ class VlmDetector(Detector):
         found = []
         for batch in self._batches(frame, perturbation, progress, "queries"):
             # Padded to one shape: matrix kernels round by shape, so a query would depend on its batch.
-            n, given = len(inputs(batch)), inputs(batch)
-            whole = torch.cat([given, given[-1:].expand(BATCH - n, *given.shape[1:])])
-            found.append(vlm.queries(self._tokens(whole), texts)[:n].cpu().numpy())
+            whole = torch.cat([batch, batch[-1:].expand(BATCH - len(batch), *batch.shape[1:])])
+            found.append(vlm.queries(self._tokens(whole), texts)[: len(batch)].cpu().numpy())
         return np.concatenate(found)

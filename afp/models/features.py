@@ -25,7 +25,7 @@ from ..paths import cache_dir
 from .backbones import Backbone
 from .feature_store import NOWHERE, FeatureStore
 
-FOLDER = "features-3"  # of the cache; another number for another layout of its files
+VERSION = 3  # of the cache: another number for another layout of its files
 POOLED = ("cls", "embedding")  # from one pass: where all blocks' class tokens are kept, so is the embedding
 RESERVE = 2 * 10**9  # bytes that image tokens leave free on the disk
 _stores = True
@@ -231,12 +231,12 @@ def _store(folder: Path, length: int) -> FeatureStore:
 
 
 def _folder() -> Path:
-    """Of the stores. A cache of another version is dropped: nothing of it can be read."""
-    for old in cache_dir().glob("features*"):
-        if old.name != FOLDER:
-            logging.getLogger(__name__).warning("%s: a cache of another version of afp is deleted", old)
+    """Of the stores. Caches of earlier versions are dropped: nothing of them can be read."""
+    for old in (cache_dir() / f"features{end}" for end in ("", *(f"-{n}" for n in range(2, VERSION)))):
+        if old.is_dir():
+            logging.getLogger(__name__).warning("%s: a cache of an earlier version of afp is deleted", old)
             shutil.rmtree(old, ignore_errors=True)
-    return cache_dir() / FOLDER
+    return cache_dir() / f"features-{VERSION}"
 
 
 @contextmanager
