@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -353,7 +354,9 @@ def test_an_interrupted_notebook(tmp_path):
     one line that says what was kept; no kernel, no notebook, no traceback is left"""
     path = notebook(tmp_path, f"open({str(tmp_path / 'started')!r}, 'w')", "import time; time.sleep(300)")
     command = [*AFP, "run", str(path), "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs in the background ignores it
+    options = {"start_new_session": True, "preexec_fn": listens}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
     until = time.time() + 90
     while not (tmp_path / "started").exists() and process.poll() is None and time.time() < until:
         time.sleep(0.1)
@@ -448,7 +451,8 @@ def start(*arguments: object) -> subprocess.Popen:
 
 # A command that sends itself a signal before it does a thing, such as putting a file into place, for the n-th time.
 STOPPED = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
 left, number, act = int(sys.argv[1]), int(sys.argv[2]), getattr(os, sys.argv[3])
 def count(*given):
     global left
