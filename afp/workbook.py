@@ -169,15 +169,22 @@ def execute_grid(path: Path, settings: list[dict[str, str]], out: Path, jobs: in
 
 
 def _try(path: Path, values: dict[str, str], folder: Path) -> str:
-    """Execute unless it is done; what went wrong."""
+    """Execute unless it is done, twice where a kernel does not start; what went wrong."""
     done = folder / path.name
     if done.is_file() and read_notebook(done).metadata.get("afp") == _record(path, values):
         return ""
-    try:
-        execute(path, values, folder)
-    except AfpError as error:
-        return str(error).splitlines()[0]
-    return ""
+    for _ in range(2):
+        try:
+            execute(path, values, folder)
+        except AfpError as error:
+            return str(error).splitlines()[0]
+        except (
+            RuntimeError
+        ) as error:  # a kernel that died as it started, such as by a port that another one took
+            died = f"{path.name}: {error}"
+        else:
+            return ""
+    return died
 
 
 def _record(path: Path, values: dict[str, str]) -> dict[str, Any]:
