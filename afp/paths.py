@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from .errors import AfpError
@@ -20,6 +21,12 @@ def data_dir() -> Path:
 def cache_dir() -> Path:
     """Folder of cached features; safe to delete, rebuilt when needed."""
     return data_dir() / "cache"
+
+
+def cache_disk() -> tuple[Path, int]:
+    """The folder of the cache, or the nearest above it that is there, and the bytes free on its disk."""
+    folder = next(p for p in (cache_dir(), *cache_dir().parents) if p.exists())
+    return folder, shutil.disk_usage(folder).free
 
 
 def weights_dir() -> Path:

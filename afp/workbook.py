@@ -122,16 +122,21 @@ def execute(path: Path, values: dict[str, str] | None = None, out: Path | None =
     return target
 
 
+def read_yaml(file: str | Path) -> Any:
+    """What a YAML file holds. Raises AfpError where it is none."""
+    try:
+        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AfpError(f"{file}: not readable as YAML ({error})") from error
+
+
 def read_grid(file: Path) -> list[dict[str, str]]:
     """Every combination of a grid's values, as text, from YAML with ``parameter: [value, ...]`` lines.
 
     Raises:
         AfpError: not such a file.
     """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise AfpError(f"{file}: not readable as YAML ({error})") from error
+    content = read_yaml(file)
     if not isinstance(content, dict) or not all(isinstance(v, list) and v for v in content.values()):
         raise AfpError(f"{file}: expected `parameter: [value, ...]` lines")
     return list(ParameterGrid({name: [str(v) for v in values] for name, values in content.items()}))

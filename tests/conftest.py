@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from afp import cli, detectors
 from afp.data.layouts import make_manifest, read_places
@@ -141,23 +141,28 @@ def small_frame(small_manifest) -> pd.DataFrame:
     return read_manifest(small_manifest)
 
 
-@pytest.fixture(scope="session")
-def tiny_tower(tmp_path_factory) -> str:
-    """A CLIP image tower of three narrow blocks with random weights, in a folder."""
-    torch.manual_seed(0)
+def write_tower(folder: Path, seed: int = 0, size: int = 32, width: int = 24) -> str:
+    """A CLIP image tower of three narrow blocks with random weights, as the hub has them; returns its folder."""
+    torch.manual_seed(seed)
     config = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=3,
         num_attention_heads=2,
-        image_size=32,
+        image_size=size,
         patch_size=8,
-        projection_dim=16,
+        projection_dim=width // 2,
     )
-    folder = tmp_path_factory.mktemp("tiny")
     CLIPVisionModelWithProjection(config).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+    ).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_tower(tmp_path_factory) -> str:
+    return write_tower(tmp_path_factory.mktemp("tiny"), width=32)
 
 
 @pytest.fixture(scope="session")

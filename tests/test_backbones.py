@@ -9,40 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import picture
+from conftest import picture, write_tower
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertModel,
     CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
 )
 
 from afp import detectors
 from afp.errors import AfpError, ModelError
-from afp.models.backbones import QUANTISED, hub_commit, load_backbone
+from afp.models.backbones import QUANTISED, load_backbone
 from afp.paths import ROOT
 from afp.results import runs
-
-
-def write_tower(folder: Path, seed: int = 0, size: int = 32) -> str:
-    """A small CLIP image tower as the hub has them; returns its folder."""
-    torch.manual_seed(seed)
-    config = CLIPVisionConfig(
-        hidden_size=24,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=size,
-        patch_size=8,
-        projection_dim=12,
-    )
-    CLIPVisionModelWithProjection(config).save_pretrained(folder)
-    CLIPImageProcessorPil(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-    ).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +166,11 @@ def test_a_revision_of_the_hub_can_be_named(tmp_path, small_frame, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     main, v1 = load_backbone("some/tower"), load_backbone("some/tower@v1")
-    assert (hub_commit("some/tower"), hub_commit("some/tower@v1")) == (commits["main"], commits["v1"])
-    assert hub_commit("demo-clip") == ""
+    assert (runs.hub_commit("some/tower"), runs.hub_commit("some/tower@v1")) == (
+        commits["main"],
+        commits["v1"],
+    )
+    assert runs.hub_commit("demo-clip") == ""
     assert main.fingerprint != v1.fingerprint
     with pytest.raises(ModelError, match="some/tower@v2"):
         load_backbone("some/tower@v2")
@@ -201,8 +183,8 @@ def test_a_revision_of_the_hub_can_be_named(tmp_path, small_frame, monkeypatch):
 EXTRACT = """
 import sys, numpy as np
 sys.path.insert(0, "tests")
-from conftest import picture
-from afp.models.backbones import hub_commit, load_backbone
+from conftest import picture, write_tower
+from afp.models.backbones import load_backbone
 tower = load_backbone("demo-clip", dtype="float32")
 pixels = tower.preprocess([picture(0, 256)])
 np.save(sys.argv[1], tower.extract(pixels, ("cls",))["cls"].numpy())

@@ -20,11 +20,10 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
-from conftest import picture
+from conftest import picture, write_tower
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_backbones import write_tower
 from test_vlm import save as save_vlm
 from test_vlm import small_config
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture
-from test_backbones import write_tower
+from conftest import picture, write_tower
 from torch.utils.data import DataLoader
 
 from afp.data import preprocess

@@ -6,7 +6,6 @@ every image and perturbation, and one fit of a pseudo-word. Other training comes
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +14,6 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import torch
-import yaml
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import nn
@@ -27,8 +25,8 @@ from ..detectors import NAMES
 from ..detectors.vlm_prompt import VlmPrompt
 from ..errors import AfpError, DataError
 from ..models import backbones, instructblip
-from ..paths import NOTEBOOKS, backbone_folder, cache_dir
-from ..workbook import parameters
+from ..paths import NOTEBOOKS, backbone_folder, cache_disk
+from ..workbook import parameters, read_yaml
 
 GIB = 2**30
 GPU_FLOPS = 125e12  # 40 % of the 312 TFLOP/s in bfloat16 that an A100 is sold with
@@ -82,10 +80,7 @@ def read_parameters(path: str | Path) -> dict[str, dict[str, str]]:
     Raises:
         AfpError: not such a file; a notebook or a parameter that there is not.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise AfpError(f"{path}: not readable as YAML ({error})") from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
         raise AfpError(f"{path}: expected `notebook:` with `parameter: value` lines under it")
     for name, values in content.items():
@@ -209,8 +204,7 @@ def _fit(size: BackboneSize, frame: pd.DataFrame, preset: str) -> tuple[bool, st
 
 def _room(disk: float, memory: float) -> Iterator[Finding]:
     """Is there room for the largest cache of features and the largest model?"""
-    folder = next(p for p in (cache_dir(), *cache_dir().parents) if p.exists())
-    free = shutil.disk_usage(folder).free
+    folder, free = cache_disk()
     detail = f"{free / GIB:.0f} GiB free in {folder}, features of the data found need {disk / GIB:.2g} GiB"
     yield Finding("disk", free > disk, detail)
     on_gpu = backbones.best_device().type == "cuda"

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
@@ -318,13 +317,6 @@ def _source(name: str) -> tuple[str, str]:
         return str(backbone_folder(name)), "main"
     source, _, revision = name.partition("@")
     return ALIASES.get(source, source), revision or "main"
-
-
-def hub_commit(name: str) -> str:
-    """The commit of the hub that a loaded backbone's weights came from; empty for a folder."""
-    source, revision = _source(name)
-    file = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json", revision=revision)
-    return Path(file).parent.name if isinstance(file, str) else ""
 
 
 def read_weights(cls: Any, name: str, **options: Any) -> DualModel:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..data.loader import ImageDataset, worker_count
 from ..data.preprocess import Normalisation, check_perturbation
 from ..errors import AfpError, ModelError, UnreadableImages
-from ..paths import cache_dir
+from ..paths import cache_dir, cache_disk
 from .backbones import Backbone
 from .feature_store import NOWHERE, FeatureStore
 
@@ -255,8 +255,7 @@ def fits(n: int, backbone: Backbone, output: str) -> bool:
     if not _stores:
         return False
     n_bytes = 2 * n * math.prod(feature_shape(backbone, output))
-    place = next(folder for folder in (cache_dir(), *cache_dir().parents) if folder.exists())
-    free = shutil.disk_usage(place).free
+    place, free = cache_disk()
     if fit := n_bytes < free - RESERVE:
         return fit
     text = (

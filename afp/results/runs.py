@@ -89,8 +89,6 @@ def fit_run(
             content = {"identity": key, "fold": fold, "without": list(without), "fit_seconds": seconds}
             content |= {"n_train": len(train), "n_validation": len(validation)} | environment()
             if backbone := getattr(detector, "backbone", ""):
-                from ..models.backbones import hub_commit
-
                 content["hub_commit"] = hub_commit(backbone)
             with written_folder(folder, "afp fit") as partial:
                 detector.save(partial)
@@ -167,12 +165,18 @@ def _weights(backbone: str) -> object:
 
     from ..models import backbones, instructblip
 
-    aliases = backbones.ALIASES | instructblip.ALIASES
-    name, _, revision = aliases.get(backbone, backbone).partition("@")
+    name, _, revision = backbone.partition("@")
+    name = (backbones.ALIASES | instructblip.ALIASES).get(name, name)
     try:
         return Path(hf_hub_download(name, "config.json", revision=revision or None)).parent.name
     except (OSError, ValueError):  # the fit will say that there are no weights
         return None
+
+
+def hub_commit(backbone: str) -> str:
+    """The commit of the hub that a backbone's weights come from; empty for a folder."""
+    found = _weights(backbone)
+    return found if isinstance(found, str) else ""
 
 
 @cache

@@ -182,8 +182,7 @@ def start(work: Path) -> Iterator[Row]:
 def memory(work: Path) -> Iterator[Row]:
     """The same command on a small and on a large folder, behind a tower that takes no time."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from conftest import write_folders
-    from test_backbones import write_tower
+    from conftest import write_folders, write_tower
 
     write_folders(work / "fit")
     manifest, run, found = work / "m.csv", work / "run", {}
