@@ -349,8 +349,8 @@ def test_the_papers_command_line(afp, run_folder):
 
 def test_a_fresh_clone_scores_an_image_without_the_demo(afp, demo_manifest, tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "wheels").symlink_to(
-        demo_manifest.parent.parent / "wheels"
+    (tmp_path / "data" / "packages").symlink_to(
+        demo_manifest.parent.parent / "packages"
     )  # what would be downloaded
     monkeypatch.setenv("AFP_DATA", str(tmp_path / "data"))
     picture(0).save("a.png")

