@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from demo_vlm import untrained
+from demo_text import fit
+from demo_vlm import pretrain, pupil, untrained
 from demo_vlm_changes import CHANGES, TILE
 from demo_vlm_data import MEASURED, color, measure, picture, plan
 from demo_vlm_questions import ALL, SIMPLE, WORDS, Questions, truths
@@ -50,6 +51,21 @@ def test_every_change_changes_and_repeats(original):
 def test_measures_are_finite_even_on_one_colour():
     for value in (0, 255):
         assert np.isfinite(list(measure(Image.new("RGB", (TILE, TILE), (value,) * 3)).values())).all()
+
+
+def test_what_made_the_committed_weights_still_runs(table, quantiles):
+    torch.manual_seed(0)
+    tokens = torch.randn(len(table), 13, 768)
+    vlm = pupil(0, tokens)
+    before = vlm.model.query_tokens.clone()
+    history = pretrain(vlm, tokens, Questions(table, quantiles), (2, 2), 0)
+    assert history["lesson"].tolist() == [0, 0, 1, 1] and np.isfinite(history["loss"]).all()
+    assert not torch.equal(vlm.model.query_tokens, before)
+
+    captions = pd.DataFrame({"caption": ["a", "b", "c", "d"] * 256})
+    texts, images = torch.eye(4, 384), torch.eye(4, 512).repeat(256, 1)
+    similar = texts @ fit(images, captions, texts).weight.T @ images[:4].T
+    assert similar.argmax(1).tolist() == [0, 1, 2, 3]
 
 
 def test_no_word_says_whether_a_generator_made_it():

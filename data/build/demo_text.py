@@ -92,13 +92,13 @@ def fit(images: torch.Tensor, rows: pd.DataFrame, texts: torch.Tensor) -> nn.Lin
     projection = nn.Linear(texts.shape[1], images.shape[1], bias=False)
     caption = torch.from_numpy(pd.factorize(rows["caption"])[0])
 
-    def loss(model: nn.Module, batch) -> torch.Tensor:
+    def loss(model: nn.Module, batch) -> tuple[torch.Tensor, float]:
         image, own = batch
         present, target = own.unique(return_inverse=True)  # a caption that stands twice is one caption
         logits = np.exp(LOGIT_SCALE) / 4 * image @ nn.functional.normalize(model(texts[present]), dim=-1).T
         of_text = torch.zeros_like(logits).scatter_(1, target[:, None], 1.0)
         back = -(of_text / of_text.sum(0) * logits.log_softmax(0)).sum(0).mean()
-        return nn.functional.cross_entropy(logits, target) + back
+        return (nn.functional.cross_entropy(logits, target) + back) * len(image), len(image)
 
     train(projection, TensorDataset(images, caption), loss, RECIPE)
     return projection

@@ -140,12 +140,12 @@ def pretrain(
     history = []
     for lesson, (mix, n_steps) in enumerate(zip((SIMPLE, ALL), steps, strict=True)):
 
-        def loss(model, seeds: torch.Tensor, mix=mix) -> torch.Tensor:
+        def loss(model, seeds: torch.Tensor, mix=mix) -> tuple[torch.Tensor, float]:
             rows, texts, answers = questions.batch(seeds.tolist(), mix)
             # Whole channels are set to their mean, in all tokens: no answer may hang on a few of them.
             kept = torch.rand(len(rows), 1, tokens.shape[2]) >= CHANNEL_DROPOUT
             seen = torch.where(kept, tokens[rows].float(), vlm.model.vision_model.mean)
-            return vlm.losses(seen, vlm.encode(texts, answers)).mean()
+            return vlm.losses(seen, vlm.encode(texts, answers)).sum(), len(rows)
 
         seeds = range((2 * seed + lesson) * 10**8, (2 * seed + lesson) * 10**8 + n_steps * BATCH)
         recipe = replace(RECIPE, seed=seed)
