@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from test_vlm import save, small_config
-from transformers import BlipImageProcessorPil
+from transformers import BlipImageProcessorPil, InstructBlipForConditionalGeneration
 
 from afp import detectors
 from afp.detectors import logistic
@@ -42,7 +42,7 @@ def peaks(tmp_path_factory) -> dict[tuple[str, int], int]:
     for n in (FEW, MANY):
         manifest, run = root / f"{n}.csv", root / f"run-{n}"
         frame.head(n).to_csv(manifest, index=False)
-        settings = [f"--set=backbone={backbone}", "--set=epochs=1"]
+        settings = [f"--set=backbone={backbone}", "--set=epochs=1", "--set=normalisation=none"]
         fit = ["fit", "-d", "vlm-prompt", "-m", str(manifest), "--out", str(run), *settings]
         scores = root / f"{n}-scores.csv"
         score = ["score", str(manifest), "--run", str(run), "--out", str(scores), "--no-cache"]
@@ -95,3 +95,18 @@ def test_a_probe_reads_from_a_file_what_memory_need_not_hold(afp, small_manifest
     tables = [pd.read_csv(f"{name}/validation.csv") for name in ("memory", "file")]
     decisions = [table["score"] >= d.threshold_ for table, d in zip(tables, (memory, file), strict=True)]
     assert list(decisions[0]) == list(decisions[1])
+
+
+def test_a_frozen_model_is_loaded_once_whoever_asks(afp, small_manifest, tmp_path, monkeypatch):
+    """Five folds, each fitted and loaded again to score: one model, to which each attaches its own word."""
+    load, loaded = InstructBlipForConditionalGeneration.from_pretrained, []
+    monkeypatch.setattr(
+        InstructBlipForConditionalGeneration,
+        "from_pretrained",
+        lambda **options: loaded.append(options) or load(**options),
+    )
+    backbone = save(tmp_path / "vlm", small_config())
+    fit = ["fit", "-d", "vlm-prompt", "-m", small_manifest, "--fold", "all", "--set", "epochs=1"]
+    assert afp(*fit, "--set", f"backbone={backbone}", "--out", "run").code == 0
+    assert len(loaded) == 1
+    assert len({f.read_bytes() for f in Path("run").rglob("adapter-llm/*.safetensors")}) == 5
