@@ -306,7 +306,7 @@ def load_vlm(
 
 def _own_modules(vlm: Vlm) -> Vlm:
     """The same weights in other modules, and copies of the tokenizers."""
-    kept = [*vlm.model.parameters(), *vlm.model.buffers()]
+    kept: list[Any] = [*vlm.model.parameters(), *vlm.model.buffers()]
     # bitsandbytes moves a layer's 8-bit weights there when it is first called.
     kept += [
         m.state for m in vlm.model.modules() if type(getattr(m, "state", None)).__name__ == "MatmulLtState"
