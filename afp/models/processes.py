@@ -73,7 +73,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def by_rows(work: Callable[[pd.DataFrame], Any], frame: pd.DataFrame) -> np.ndarray:
-    """``work(frame)``, of which each process does its own rows.
+    """``work(frame)``, of which each process does a part of the rows: those that lie together, as in a shard.
 
     Args:
         work: rows of the frame to an array with as many rows. It must not ask for the other processes.
@@ -87,13 +87,13 @@ def by_rows(work: Callable[[pd.DataFrame], Any], frame: pd.DataFrame) -> np.ndar
 
     if count() == 1:
         return np.asarray(work(frame))
-    rows, found, errors = np.arange(rank(), len(frame), count()), None, {}
+    start, stop = (len(frame) * i // count() for i in (rank(), rank() + 1))
+    found, errors = None, {}
     try:
-        found = np.asarray(work(frame.iloc[rows])) if len(rows) else None
+        found = np.asarray(work(frame.iloc[start:stop])) if start < stop else None
     except UnreadableImages as error:
         errors = error.errors
-    parts = gather((rows, found, errors))
-    if errors := {file: reason for _, _, bad in parts for file, reason in bad.items()}:
+    parts = gather((found, errors))
+    if errors := {file: reason for _, bad in parts for file, reason in bad.items()}:
         raise UnreadableImages(errors)
-    order = np.argsort(np.concatenate([rows for rows, _, _ in parts]))
-    return np.concatenate([found for _, found, _ in parts if found is not None])[order]
+    return np.concatenate([found for found, _ in parts if found is not None])
