@@ -196,6 +196,25 @@ def test_a_model_that_cannot_be_loaded_so_is_refused_by_name(
     assert status == 2 and f"error: {reason}" in shown
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "reason"),
+    [
+        ("vlm-prompt", ["--set", "dtype=bfloat16"], "its dtype is 'auto', expected 'bfloat16' to start from"),
+        (
+            "clip-lora",
+            ["--precision", "int8"],
+            "clip-lora: dtype is 'int8', expected one of ('auto', 'float32')",
+        ),
+    ],
+)
+def test_a_training_starts_from_a_run_of_the_same_precision(
+    name, settings, reason, folders, afp, small_manifest
+):
+    start = folders["one"] / name
+    status, shown = afp("fit", "-d", name, "-m", small_manifest, "--init-from", start, *settings)
+    assert status == 2 and reason in shown
+
+
 def test_one_model_over_all_gpus_is_for_one_process(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ModelError, match=r"device_map is 'auto'.*expected one process"):
