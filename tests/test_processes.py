@@ -197,21 +197,19 @@ def test_a_model_that_cannot_be_loaded_so_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "reason"),
+    ("name", "precision", "reason"),
     [
-        ("vlm-prompt", ["--set", "dtype=bfloat16"], "its dtype is 'auto', expected 'bfloat16' to start from"),
-        (
-            "clip-lora",
-            ["--precision", "int8"],
-            "clip-lora: dtype is 'int8', expected one of ('auto', 'float32')",
-        ),
+        ("vlm-prompt", "bf16", "its dtype is 'auto', expected 'bfloat16' to start from"),
+        ("clip-lora", "int8", "clip-lora: dtype is 'int8', expected one of ('auto', 'float32')"),
     ],
 )
 def test_a_training_starts_from_a_run_of_the_same_precision(
-    name, settings, reason, folders, afp, small_manifest
+    name, precision, reason, folders, afp, small_manifest
 ):
     start = folders["one"] / name
-    status, shown = afp("fit", "-d", name, "-m", small_manifest, "--init-from", start, *settings)
+    backbone = json.loads((start / "config.json").read_text())["config"]["backbone"]
+    given = ["--backbone", backbone, "--precision", precision, "--init-from", start]
+    status, shown = afp("fit", "-d", name, "-m", small_manifest, *given)
     assert status == 2 and reason in shown
 
 
