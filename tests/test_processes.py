@@ -14,6 +14,9 @@ import pytest
 from test_clip_detectors import small_dual
 from test_vlm import save, small_config
 
+from afp import detectors
+from afp.errors import ModelError
+
 # The batches leave the second process nothing of an epoch's last step; dropout differs between processes.
 FITS = {
     "linear-probe": {"block": "1", "c": 0.1, "backbone": "clip"},
@@ -143,3 +146,84 @@ def test_a_command_that_cannot_be_shared_is_refused(afp, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     status, shown = afp("audit", "m.csv")
     assert status == 2 and "afp audit: 2 processes, expected one" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_USE_FSDP", "true"),
+        ("ACCELERATE_USE_DEEPSPEED", "true"),
+        ("ACCELERATE_USE_MEGATRON_LM", "True"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR"),
+        ("OMPI_COMM_WORLD_SIZE", "2"),
+    ],
+)
+def test_a_setting_that_accelerate_alone_would_follow_is_refused(name, value, afp, monkeypatch):
+    monkeypatch.setenv(name, value)
+    for command in ("fit", "score"):
+        status, shown = afp(command, "pictures")
+        assert status == 2 and f"error: {name} is {value}, expected" in shown
+
+
+def test_what_accelerate_launch_always_sets_is_no_reason_to_refuse(afp, monkeypatch):
+    given = {"USE_CPU": "True", "MIXED_PRECISION": "no", "DYNAMO_BACKEND": "NO", "USE_FSDP": "false"}
+    for name, value in given.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    assert afp("fit", "--explain", "-d", "clip-prompt").code == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"quantisation": "4bit"}, "quantisation is '4bit', which cannot be trained on a CPU; expected 8bit"),
+        (
+            {"quantisation": "8bit"},
+            "bitsandbytes is not installed; `pip install -e '.[quantisation]'` brings",
+        ),
+        ({"quantisation": "2bit"}, "quantisation is '2bit', expected one of 8bit, 4bit"),
+        ({"dtype": "int8"}, "dtype is 'int8', expected auto or one of float32"),
+    ],
+)
+def test_a_model_that_cannot_be_loaded_so_is_refused_by_name(
+    settings, reason, afp, small_manifest, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
+    given = [f"--set={k}={v}" for k, v in settings.items()]
+    status, shown = afp("fit", "-d", "vlm-prompt", "-m", small_manifest, *given)
+    assert status == 2 and f"error: {reason}" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "reason"),
+    [
+        ("vlm-prompt", "bf16", "its dtype is 'auto', expected 'bfloat16' to start from"),
+        ("clip-lora", "int8", "clip-lora: dtype is 'int8', expected one of ('auto', 'float32')"),
+    ],
+)
+def test_a_training_starts_from_a_run_of_the_same_precision(
+    name, precision, reason, folders, afp, small_manifest
+):
+    start = folders["one"] / name
+    backbone = json.loads((start / "config.json").read_text())["config"]["backbone"]
+    given = ["--backbone", backbone, "--precision", precision, "--init-from", start]
+    status, shown = afp("fit", "-d", name, "-m", small_manifest, *given)
+    assert status == 2 and reason in shown
+
+
+def test_one_model_over_all_gpus_is_for_one_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ModelError, match=r"device_map is 'auto'.*expected one process"):
+        _ = detectors.create("vlm-prompt", device_map="auto").n_trainable
+
+
+@pytest.mark.parametrize(
+    ("tracker", "reason"),
+    [("notebook", "expected one of aim, comet_ml, mlflow, tensorboard"), ("aim", "`pip install aim`")],
+)
+def test_a_tracker_that_is_not_there_is_refused_by_name(tracker, reason, afp, small_manifest, monkeypatch):
+    monkeypatch.setattr("afp.models.training.get_available_trackers", list)
+    status, shown = afp("fit", "-d", "clip-prompt", "-m", small_manifest, "--log-with", tracker)
+    assert status == 2 and reason in shown

@@ -50,14 +50,14 @@ class _Commands(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if name not in COMMANDS:
             return name, command, rest
-        if processes.count() > 1:
-            if name not in SHARED:
-                raise AfpError(
-                    f"afp {name}: {processes.count()} processes, expected one; only fit and score share work"
-                )
+        if name in SHARED:
             processes.join()
-            if processes.rank():
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the first one speaks for all
+        elif processes.count() > 1:
+            raise AfpError(
+                f"afp {name}: {processes.count()} processes, expected one; only fit and score share work"
+            )
+        if processes.rank():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the first one speaks for all
         module = import_module(f".{COMMANDS[name][0]}", __package__)
         single = typer.Typer(add_completion=False)
         single.command(name)(getattr(module, name.replace("-", "_")))

@@ -62,6 +62,10 @@ def fit(
     init_from: Annotated[
         Path | None, typer.Option(help="Run of the same detector whose weights the training starts from.")
     ] = None,
+    log_with: Annotated[
+        str | None,
+        typer.Option(help="Tracker that is told each step of a training: tensorboard, wandb, mlflow ..."),
+    ] = None,
     no_cache: NoCache = False,
     explain: Annotated[
         bool,
@@ -86,6 +90,10 @@ def fit(
             raise DataError(f"--explain: {detector} has no published recipe")
         print_frame(recipe(), title=f"{detector}, preset {config.get('preset', 'demo')}")
         return
+    if log_with:
+        from ..models.training import logged_with
+
+        context.with_resource(logged_with(log_with))
     if fold not in (None, "all") and not fold.isdigit():
         raise DataError(f"--fold: {fold!r}, expected 0 to 4 or all")
     if balanced and target_fpr is not None:

@@ -18,7 +18,7 @@ from ..errors import ModelError
 from ..models.features import Features
 from ..models.training import Recipe
 from .clip import DIFFERENCES, SOURCES, Preset, TowerDetector, published_recipe
-from .logistic import C_GRID, Logistic, fit_best
+from .logistic import C_GRID, Logistic, fit_best, matrix
 
 _CODE = dict.fromkeys(
     ("lr", "epochs", "momentum", "weight_decay", "schedule", "block", "weights"), "train_linear.py"
@@ -114,11 +114,9 @@ class LinearProbe(TowerDetector):
         (x, y), (x_val, y_val) = (self._augmented(f, progress) for f in (train, validation))
 
         def fitted(block: int | None) -> tuple[Logistic, float, float]:
-            own, known = (
-                np.concatenate([np.asarray(part if block is None else part.block(block)) for part in parts])
-                for parts in (x, x_val)
-            )
-            return fit_best((own, y), (known, y_val), self.c)
+            both = ([part if block is None else part.block(block) for part in parts] for parts in (x, x_val))
+            with matrix(next(both)) as own, matrix(next(both)) as known:
+                return fit_best((own, y), (known, y_val), self.c)
 
         if self.block != "auto":
             self.block_ = None if self.block == "embedding" else int(self.block)

@@ -7,11 +7,12 @@ called as it is.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..data.preprocess import seeded
-from ..errors import AfpError, ModelError
+from ..errors import AfpError, ModelError, require
 from ..paths import DEMO_VLM
+from . import processes
 from .backbones import Backbone, best_device, load_backbone, read_weights
 
 DEMO = "demo-vlm"  # the miniature InstructBLIP (self-pretrained), see data/build/demo_vlm.py
@@ -241,7 +243,7 @@ def load_vlm(
     *,
     device: str | torch.device | None = None,
     dtype: str = "auto",
-    device_map: str | dict | None = None,
+    device_map: str | None = None,
     quantisation: str | None = None,
     gradient_checkpointing: bool = False,
     pixel_statistics: tuple[Sequence[float], Sequence[float]] | None = None,
@@ -251,39 +253,91 @@ def load_vlm(
     """Load a frozen InstructBLIP: `demo-vlm` (or its control `demo-vlm-untrained`), an alias, a hub name, or
     a folder of `save_pretrained`.
 
+    The weights of the last one stay in memory: who asks for the same gets modules and tokenizers of its own around
+    them, so that what is attached to one is in no other.
+
     Args:
         device: torch device; `meta` builds the model from its config alone, without weights.
         dtype: `float32`, `bfloat16`, `float16`, or `mixed`, LAVIS's: image tower and language model in float16
             (a T5 in bfloat16), the Q-Former in float32. `auto` is bfloat16 on a GPU and float32 on a CPU.
-        device_map, quantisation (`8bit` or `4bit`, needs bitsandbytes): as in transformers.
+        device_map: as in transformers; for one process.
+        quantisation: `8bit`, or on a GPU `4bit`, by bitsandbytes.
         pixel_statistics: mean and standard deviation, instead of the image processor's own.
         crop: the tower sees the central square of an image, instead of all of it pressed into a square.
         revision: of the hub: a branch, a tag or a commit.
     Raises:
+        AfpError: bitsandbytes is not installed, which `quantisation` needs.
         ModelError: not found, no InstructBLIP, weights that are missing, a tokenizer that reads AntifakePrompt's
-            question differently, or float16 with a T5 (which overflows in it).
+            question differently, float16 with a T5 (which overflows in it), or a combination that cannot work.
     """
+    where = torch.device(device) if device else best_device()
+    if quantisation not in (None, *QUANTISED):
+        raise ModelError(f"quantisation is {quantisation!r}, expected one of {', '.join(QUANTISED)}")
+    if (
+        quantisation == "4bit" and where.type == "cpu"
+    ):  # once it has answered, bitsandbytes cannot train it there
+        raise ModelError("quantisation is '4bit', which cannot be trained on a CPU; expected 8bit, or a GPU")
+    if device_map and processes.count() > 1:
+        raise ModelError(
+            f"device_map is {device_map!r}, which spreads one model over all GPUs, but there are"
+            f" {processes.count()} processes; expected one process, or no device_map: a whole model on each GPU"
+        )
+    if quantisation:
+        require("bitsandbytes", extra="quantisation")
+    if dtype == "auto":
+        dtype = "bfloat16" if where.type == "cuda" else "float32"
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype is {dtype!r}, expected auto or one of {', '.join(DTYPES)}")
+    load = _load_last if device_map is None else _load  # hooks of a model that is spread know its modules
+    frozen = load(name, where, dtype, device_map, quantisation, revision)
+    tower: Any = frozen.tower
+    if isinstance(tower, VisionTower):
+        tower = replace(tower, crop=crop)
+    if pixel_statistics:
+        stated = dict(zip(("image_mean", "image_std"), map(list, pixel_statistics), strict=True))
+        old: Any = tower.image_processor
+        tower = replace(tower, image_processor=type(old).from_dict(old.to_dict() | stated))
+    vlm = replace(frozen, tower=tower) if device_map else _own_modules(replace(frozen, tower=tower))
+    if gradient_checkpointing:
+        vlm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    _check_ids(vlm)
+    return vlm
+
+
+def _own_modules(vlm: Vlm) -> Vlm:
+    """The same weights in other modules, and copies of the tokenizers."""
+    kept: list[Any] = [*vlm.model.parameters(), *vlm.model.buffers()]
+    # bitsandbytes moves a layer's 8-bit weights there when it is first called.
+    kept += [
+        m.state for m in vlm.model.modules() if type(getattr(m, "state", None)).__name__ == "MatmulLtState"
+    ]
+    model = copy.deepcopy(vlm.model, {id(part): part for part in kept})
+    tokenizers = {k: copy.deepcopy(getattr(vlm, k)) for k in ("tokenizer", "qformer_tokenizer")}
+    return replace(vlm, model=model, **tokenizers)
+
+
+def _load(
+    name: str,
+    device: torch.device,
+    dtype: str,
+    device_map: str | None,
+    quantisation: str | None,
+    revision: str | None,
+) -> Vlm:
     is_demo = name in (DEMO, UNTRAINED)
     source = str(DEMO_VLM) if is_demo else ALIASES.get(name, name)
     hub: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    device = torch.device(device) if device else best_device()
     try:
         config: Any = AutoConfig.from_pretrained(source, **hub)
         if config.model_type != "instructblip":
             raise ModelError(f"backbone {name}: a {config.model_type} model, expected instructblip")
         if config.image_token_index is None:
             raise ModelError(f"backbone {name}: image_token_index is missing in its config.json")
-        if dtype == "auto":
-            dtype = "bfloat16" if device.type == "cuda" else "float32"
-        if dtype not in DTYPES:
-            raise ModelError(f"dtype is {dtype!r}, expected auto or one of {', '.join(DTYPES)}")
         is_t5 = config.text_config.model_type == "t5"
         if dtype == "float16" and is_t5:
             raise ModelError(f"dtype is float16, but the T5 of {name} overflows in it; use mixed or bfloat16")
         kind = torch.bfloat16 if dtype == "mixed" and is_t5 else DTYPES[dtype]
         mixed = kind if dtype == "mixed" else None
-        if quantisation not in (None, *QUANTISED):
-            raise ModelError(f"quantisation is {quantisation!r}, expected one of {', '.join(QUANTISED)}")
         quantised = BitsAndBytesConfig(**QUANTISED[quantisation]) if quantisation else None
         model: Any  # a `DualModel` in types alone, where its weights are read
         if device.type == "meta":
@@ -311,25 +365,19 @@ def load_vlm(
         model.to(device)
     model.query_tokens.data = model.query_tokens.to(model.qformer.dtype)  # transformers leaves it in float32
     model.requires_grad_(False).eval()
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if is_demo:
         tower, output = load_backbone("demo-clip"), "cls"
     else:
         assert processor is not None  # only the demo has none
-        vision = model.vision_model
-        tower = VisionTower(name, vision, processor, None, device, kind, mixed=mixed, crop=crop)
+        tower = VisionTower(name, model.vision_model, processor, None, device, kind, mixed=mixed)
         output = "tokens"
-    if pixel_statistics:
-        stated = dict(zip(("image_mean", "image_std"), map(list, pixel_statistics), strict=True))
-        old: Any = tower.image_processor
-        tower = replace(tower, image_processor=type(old).from_dict(old.to_dict() | stated))
     statistics = load_file(Path(source) / TOKEN_STATISTICS, device=str(device)) if is_demo else {}
     model.vision_model = GivenTokens(**statistics)
     n_words = config.text_config.vocab_size
-    vlm = Vlm(name, model, tokenizer, qformer_tokenizer, tower, output, n_words, mixed)
-    _check_ids(vlm)
-    return vlm
+    return Vlm(name, model, tokenizer, qformer_tokenizer, tower, output, n_words, mixed)
+
+
+_load_last = lru_cache(maxsize=1)(_load)
 
 
 def _untrained(config: InstructBlipConfig) -> InstructBlipForConditionalGeneration:

@@ -7,13 +7,28 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UnreadableImages
+from ..errors import AfpError, UnreadableImages
 
 if TYPE_CHECKING:  # `afp --help` imports neither
     import numpy as np
     import pandas as pd
 
 PATIENCE = timedelta(days=1)  # torch's own, half an hour, is short for one that waits for another's images
+_WHOLE = "each process holds the whole model, which is not split"
+_STEPS = "a step is a batch; --set gradient_checkpointing=true, or a smaller batch_size, take less memory"
+_MPI = "processes are started by torchrun, see docs/full-size.md"
+# Environment variable that accelerate, or MPI, reads -> what it may be beside unset, and why nothing else.
+SETTINGS = {
+    "ACCELERATE_USE_FSDP": ("false", _WHOLE),
+    "ACCELERATE_USE_DEEPSPEED": ("false", _WHOLE),
+    "ACCELERATE_USE_MEGATRON_LM": ("false", _WHOLE),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", _WHOLE),
+    "ACCELERATE_MIXED_PRECISION": ("no", "a detector has its own precision: --precision, or --set dtype=..."),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", _STEPS),
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "nothing is compiled"),
+    "OMPI_COMM_WORLD_SIZE": ("1", _MPI),
+    "PMI_SIZE": ("1", _MPI),
+}
 
 
 def count() -> int:
@@ -27,7 +42,16 @@ def rank() -> int:
 
 
 def join() -> None:
-    """Meet the other processes, on this one's own device, before a model is loaded; once a process."""
+    """Meet the other processes, on this one's own device, before a model is loaded; once a process.
+
+    Raises:
+        AfpError: names a setting of the environment that accelerate would follow and afp would not.
+    """
+    for name, (allowed, reason) in SETTINGS.items():
+        value = os.environ.get(name, "") or allowed
+        started = reason is _MPI and "WORLD_SIZE" in os.environ  # torchrun, by MPI once a machine
+        if value.lower() != allowed and not started:
+            raise AfpError(f"{name} is {value}, expected {allowed} or none: {reason}")
     if count() > 1:
         import torch
         from accelerate import PartialState  # type: ignore[import-untyped]
@@ -49,7 +73,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def by_rows(work: Callable[[pd.DataFrame], Any], frame: pd.DataFrame) -> np.ndarray:
-    """``work(frame)``, of which each process does its own rows.
+    """``work(frame)``, of which each process does a part of the rows: those that lie together, as in a shard.
 
     Args:
         work: rows of the frame to an array with as many rows. It must not ask for the other processes.
@@ -63,13 +87,13 @@ def by_rows(work: Callable[[pd.DataFrame], Any], frame: pd.DataFrame) -> np.ndar
 
     if count() == 1:
         return np.asarray(work(frame))
-    rows, found, errors = np.arange(rank(), len(frame), count()), None, {}
+    start, stop = (len(frame) * i // count() for i in (rank(), rank() + 1))
+    found, errors = None, {}
     try:
-        found = np.asarray(work(frame.iloc[rows])) if len(rows) else None
+        found = np.asarray(work(frame.iloc[start:stop])) if start < stop else None
     except UnreadableImages as error:
         errors = error.errors
-    parts = gather((rows, found, errors))
-    if errors := {file: reason for _, _, bad in parts for file, reason in bad.items()}:
+    parts = gather((found, errors))
+    if errors := {file: reason for _, bad in parts for file, reason in bad.items()}:
         raise UnreadableImages(errors)
-    order = np.argsort(np.concatenate([rows for rows, _, _ in parts]))
-    return np.concatenate([found for _, found, _ in parts if found is not None])[order]
+    return np.concatenate([found for found, _ in parts if found is not None])

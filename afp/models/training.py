@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped]
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers  # type: ignore[import-untyped]
 from accelerate.utils import set_seed  # type: ignore[import-untyped]
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -20,10 +22,36 @@ from tqdm.auto import tqdm
 
 from ..errors import AfpError, ModelError
 from ..files import written_whole
+from ..paths import runs_dir
 from . import processes
 
 STATE_FILE = "training.pth"
 SAVE_EVERY = 500  # steps, and each epoch's end: how often a checkpoint is written
+_tracker: str | None = None
+
+
+@contextmanager
+def logged_with(tracker: str) -> Iterator[None]:
+    """Within it, each training tells its steps to one of accelerate's trackers too, as it takes them.
+
+    They are named by the training's checkpoint folder, which for a run is its ``identity``; what is written to the
+    disk lies in ``runs/logs``.
+
+    Args:
+        tracker: such as ``tensorboard`` or ``wandb``.
+    Raises:
+        AfpError: accelerate does not know it, or its package is not installed.
+    """
+    global _tracker
+    if tracker not in LOGGER_TYPE_TO_CLASS:
+        raise AfpError(f"tracker {tracker!r}: expected one of {', '.join(LOGGER_TYPE_TO_CLASS)}")
+    if tracker not in map(str, get_available_trackers()):
+        raise AfpError(f"tracker {tracker}: its package is not installed; `pip install {tracker}` brings it")
+    _tracker, before = tracker, _tracker
+    try:
+        yield
+    finally:
+        _tracker = before
 
 
 @dataclass(frozen=True)
@@ -128,7 +156,8 @@ def train(
     if n == 0:
         raise ModelError("the training set has 0 examples, expected at least one")
     processes.join()
-    accelerator = Accelerator()
+    accelerator = Accelerator(log_with=_tracker, project_dir=runs_dir() / "logs")
+    accelerator.init_trackers(Path(checkpoint or "training").name, asdict(recipe))
     raw = recipe.make_optimizer(list(trained.values()))
     prepared, optimizer = accelerator.prepare(model, raw)
     steps = math.ceil(n / size)
@@ -195,6 +224,7 @@ def train(
                     "seconds": seconds,
                 }
             )
+            accelerator.log({"loss": mean, "lr": lr}, step=len(rows) - 1)
             bar.update()
             bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
             if (i + 1) % SAVE_EVERY == 0 and i + 1 < steps:
@@ -207,10 +237,13 @@ def train(
                 sums = [measured(batch, c)[1].cpu() for batch, c in zip(loader, counts, strict=True)]
             summed, number = torch.stack(sums).double().sum(0)
             rows[-1]["validation"] = quality = -(summed / number).item()
+            accelerator.log({"validation": quality}, step=len(rows) - 1)
             if best is None or quality > best["validation"]:
                 best = {"validation": quality, "parameters": _copy(trained)}
         save()
     bar.close()
+    for tracker in accelerator.trackers:  # not `end_training`, which parts the processes
+        tracker.finish()
     prepared.eval()
     if best is not None:
         _restore(trained, best["parameters"])
