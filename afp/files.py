@@ -170,8 +170,15 @@ def damaged(folder: str | Path) -> list[str] | None:
 
 def checksum(file: Path) -> str:
     """The SHA-256 of a file's bytes, as hex digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    from tqdm.auto import tqdm
+
+    digest, size = hashlib.sha256(), file.stat().st_size
+    bar = tqdm(total=size, desc=f"hashing {file.name}", unit="B", unit_scale=True, leave=False, delay=2)
+    with file.open("rb") as stream, bar:
+        while block := stream.read(2**20):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()
 
 
 def follow_umask(folder: str | Path) -> None:

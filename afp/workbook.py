@@ -27,6 +27,7 @@ from papermill.translators import PythonTranslator
 from PIL import Image
 from pydantic import TypeAdapter
 from sklearn.model_selection import ParameterGrid
+from tqdm.auto import tqdm
 
 from .errors import AfpError
 from .files import checksum, read_notebook, write_text
@@ -157,9 +158,10 @@ def execute_grid(path: Path, settings: list[dict[str, str]], out: Path, jobs: in
         A row a setting: its parameters, ``notebook``, ``error`` (empty where it went well).
     """
     folders = [out / f"{i:0{len(str(len(settings)))}}" for i in range(1, len(settings) + 1)]
-    errors = Parallel(n_jobs=jobs)(
+    tried = Parallel(n_jobs=jobs, return_as="generator")(
         delayed(_try)(path, values, folder) for values, folder in zip(settings, folders, strict=True)
     )
+    errors = list(tqdm(tried, "settings", total=len(settings)))
     rows = pd.DataFrame(settings)
     rows["notebook"] = [str(folder.relative_to(out) / path.name) for folder in folders]
     rows["error"] = errors

@@ -33,6 +33,7 @@ from afp.detectors.base import seal
 from afp.files import STAMP, damaged, read_json, written_folder
 from afp.models.feature_store import ENTRY
 from afp.results import runs
+from afp.results.scores import score_to_csv
 
 AFP = [sys.executable, "-m", "afp"]
 
@@ -58,6 +59,13 @@ def afp(capsys):
 @pytest.fixture(scope="module")
 def run(small_frame, tmp_path_factory):
     return runs.fit_run("spectrum", small_frame, tmp_path_factory.mktemp("run") / "r", progress=False)
+
+
+@pytest.fixture(scope="module")
+def table(run, small_frame, tmp_path_factory):
+    out = tmp_path_factory.mktemp("table") / "s.csv"
+    score_to_csv(run, small_frame, out, progress=False)
+    return out
 
 
 @pytest.fixture
@@ -432,6 +440,42 @@ def test_a_manifest_with_an_empty_column(column, afp, small_manifest, tmp_path):
     (tmp_path / "m.csv").write_text("\n".join([text[0], *broken]) + "\n")
     status, shown = afp("audit", tmp_path / "m.csv")
     assert status in (1, 2) and "Traceback" not in shown and (column in shown or "missing" in shown)
+
+
+@pytest.mark.parametrize(
+    ("command", "bars"),
+    [
+        ("manifest --real IMAGES --fake FAKES --out OUT.csv", "listing, reading"),
+        ("audit MANIFEST", "files, comparing, spectra, intervals"),
+        ("fit -d spectrum -m MANIFEST --out OUT", "spectra"),
+        ("fit -d metadata -m MANIFEST --out OUT", "files"),
+        ("fit --backbone TOWER -m MANIFEST --out OUT", "TOWER features, blocks"),
+        ("fit --preset paper --set epochs=1 --backbone TOWER -m MANIFEST --out OUT", "training"),
+        ("fit -d metadata --fold all -m MANIFEST --out OUT", "metadata folds, intervals"),
+        ("calibrate RUN --reals IMAGES --target-fpr .2", "listing, hashing, spectra"),
+        ("score IMAGES --run RUN --out OUT.csv --html OUT.html", "listing, hashing, report"),
+        ("test --real_dir IMAGES --run RUN", "reading, spectra"),
+        ("evaluate TABLE", "intervals"),
+        ("attack patch -m MANIFEST --out OUT", "images, writing patch"),
+        ("run NOTEBOOK --out OUT", "50_try"),
+        ("gallery EXECUTED --out OUT", "pages"),
+    ],
+)
+def test_work_that_may_take_long(command, bars, run, table, tower, small_manifest, capsys, tmp_path):
+    """Commands that take long on many images
+    each says on stderr how far it is"""
+    folder = shutil.copytree(run, tmp_path / "r") if "calibrate" in command else run
+    places = {"IMAGES": small_manifest.parent / "real", "MANIFEST": small_manifest, "TABLE": table}
+    places["FAKES"] = small_manifest.parent / "fake" / "half"
+    places |= {"RUN": folder, "TOWER": tower, "OUT": tmp_path / "out", "EXECUTED": tmp_path / "executed"}
+    places["NOTEBOOK"] = notebook(tmp_path / "executed")
+    for name, place in places.items():
+        command, bars = command.replace(name, str(place)), bars.replace(name, str(place))
+    with pytest.raises(SystemExit):
+        cli.main(command.split())
+    shown = capsys.readouterr()
+    for bar in bars.split(", "):
+        assert f"\r{bar}: " in shown.err and f"\r{bar}: " not in shown.out, shown.err
 
 
 # A run, a cache and a table: killed, on a full disk, written by two at once

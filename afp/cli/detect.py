@@ -373,7 +373,9 @@ def _frame(paths: list[Path]) -> tuple[pd.DataFrame, dict[str, str]]:
     from ..data.manifest import from_files, read_manifest
 
     tables = [p for p in paths if p.suffix.lower() in (".csv", ".parquet")]
-    files, skipped = list_images([p for p in paths if p not in tables])
-    frames = [read_manifest(p) for p in tables] + ([from_files(files)] if files or not tables else [])
+    files, skipped = list_images([p for p in paths if p not in tables], progress=True)
+    frames = [read_manifest(p) for p in tables] + (
+        [from_files(files, progress=True)] if files or not tables else []
+    )
     frame = pd.concat(frames, ignore_index=True)
     return frame.drop_duplicates("file", ignore_index=True), skipped

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm.auto import tqdm
 
 from ..errors import DataError, ImageError
 from ..files import printable
@@ -140,7 +141,8 @@ def _tar_index(archive: str, size: int, changed: int) -> dict[str, tuple[int, in
     """Member -> where its bytes begin, and how many they are."""
     try:
         with tarfile.open(archive, "r:") as tar:
-            plain = (m for m in tar if m.isreg() and not m.sparse)
+            members = tqdm(tar, "listing", unit=" files", leave=False, delay=2)
+            plain = (m for m in members if m.isreg() and not m.sparse)
             return {posixpath.normpath(m.name): (m.offset_data, m.size) for m in plain}
     except (tarfile.TarError, OSError, ValueError) as error:
         mend = "expected an uncompressed tar, whole"

@@ -106,7 +106,7 @@ def read_tree(folder: Path, layout: str = "auto") -> Listing:
 
 def _list_named(folder: Path, group: str) -> tuple[list[Path], list[LeftOut]]:
     """Images in a folder; and what was left out, also for a name that no table and no screen can hold."""
-    files, skipped = list_images(folder)
+    files, skipped = list_images(folder, progress=True)
     bad = [file for file in files if printable(file) != str(file)]
     skipped |= {printable(file): "name is not UTF-8 or has control characters" for file in bad}
     return sorted(set(files) - set(bad)), [LeftOut(file, group, reason) for file, reason in skipped.items()]
@@ -212,7 +212,7 @@ def _read_list(path: Path) -> list[Path]:
 def find_shards(folder: Path) -> list[Path]:
     """The tar shards and Parquet files of images in a folder; raises DataError beside loose images."""
     shards = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and holds_images(p)]
-    if shards and (loose := list_images([folder])[0]):
+    if shards and (loose := list_images(folder, progress=True)[0]):
         raise DataError(
             f"{folder}: {len(shards)} shards and {len(loose)} loose images; give the shards by name"
         )

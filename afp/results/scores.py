@@ -257,7 +257,8 @@ def read_scores(path: str | Path) -> pd.DataFrame:
             na_values={c: ["", "nan", "NaN"] for c in NUMBERS},
             chunksize=100_000,  # the reader holds text as Python's, several times as large as the table's
         )
-        table = pd.concat(parts, ignore_index=True)
+        bar = tqdm(parts, f"reading {path.name}", unit="part", leave=False, delay=2)
+        table = pd.concat(list(bar), ignore_index=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such scores table; make one with `afp score`") from None
     except (OSError, ValueError) as error:
