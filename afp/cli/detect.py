@@ -169,10 +169,10 @@ def score(
     from .. import detectors
     from ..data import preprocess
     from ..data.images import count_reasons
-    from ..detectors import base
+    from ..detectors.base import read_config
     from ..figures import report
     from ..results import verdict
-    from ..results.scores import score_to_csv
+    from ..results.scores import count_known_by_name, score_to_csv
 
     perturbation = preprocess.check_perturbation(perturbation)
     if target_fpr is not None and any("=" not in text for text in threshold or []):
@@ -190,7 +190,7 @@ def score(
         from ..studies.gradients import check_differentiable
 
         check_folder(explain, MADE_BY, paths)
-        check_differentiable(base.read_config(folder)["detector"])  # refused before any work
+        check_differentiable(read_config(folder)["detector"])  # refused before any work
     standing = verdict.Standing.of(folder)
     if target_fpr is not None:
         thresholds = {"": standing.threshold_at(target_fpr)} | thresholds
@@ -212,9 +212,7 @@ def score(
     echo(f"{counts}: {out}")
     if met := int((table["role"] != "").sum()):
         echo(f"{met} of them, or their photographs, had a part in the fit; `afp evaluate` leaves them out")
-        same = table["sha256"].isin(pd.read_csv(folder / base.IMAGES, dtype=str)["sha256"])
-        same |= table["source"].isin(set(table.loc[same, "source"]) - {""})
-        if by_name := int(((table["role"] != "") & ~same).sum()):
+        if by_name := count_known_by_name(folder, table):
             echo(
                 f"{by_name} of these are known by the name of their source alone; if they are other photographs of "
                 "that name, rename it in the manifest's column source"
