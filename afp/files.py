@@ -206,15 +206,24 @@ def write_json(path: str | Path, content: Any) -> Path:
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file; None where there is none or it cannot be read, as after a full disk."""
     try:
+        check_input(path)
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def check_input(path: str | Path) -> None:
+    """Refuse a pipe or a device: it may hang, or feed bytes without end. Raises DataError."""
+    path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path}: is a pipe or a device, expected a file")
 
 
 def read_notebook(path: str | Path) -> Any:
     """A notebook from its file, as an ``nbformat.NotebookNode``. Raises DataError for a file that is none."""
     import nbformat
 
+    check_input(path)
     try:
         notebook = nbformat.read(path, as_version=4)
         nbformat.validate(notebook)

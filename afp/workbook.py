@@ -30,7 +30,7 @@ from sklearn.model_selection import ParameterGrid
 from tqdm.auto import tqdm
 
 from .errors import AfpError
-from .files import checksum, read_notebook, write_text
+from .files import check_input, checksum, read_notebook, write_text
 from .paths import NOTEBOOKS, ROOT, figures_dir
 
 KERNEL = "python3"
@@ -125,6 +125,7 @@ def execute(path: Path, values: dict[str, str] | None = None, out: Path | None =
 
 def read_yaml(file: str | Path) -> Any:
     """What a YAML file holds. Raises AfpError where it is none."""
+    check_input(file)
     try:
         return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -367,17 +368,22 @@ def test_a_run_whose_backbone_brings_code(afp, tmp_path, photos, monkeypatch):
     assert status == 2 and str(folder) in line(shown) and not ran.exists()
 
 
-def test_a_checkpoint_that_claims_to_be_large(tower, tmp_path):
+def test_a_checkpoint_that_claims_to_be_large(tmp_path):
     """A checkpoint of a few bytes that claims 14 GB of numbers, with 4 GB of memory
     one line that names the tensor"""
-    torch.save(
-        {"weight": torch.zeros(1, 1).expand(1, 3_500_000_000), "bias": torch.zeros(1)}, tmp_path / "c.pth"
-    )
+    claimed = torch.zeros(1, 1).expand(1, 3_500_000_000)
+    torch.save({"model": {KEYS["llm"]: claimed}}, tmp_path / "c.pth")
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32)); "
     door = limit + "from afp.cli import main; main()"
-    command = ["import-checkpoint", tmp_path / "c.pth", "--backbone", tower, "--out", tmp_path / "r"]
-    done = subprocess.run([sys.executable, "-c", door, *map(str, command)], capture_output=True, text=True)
-    assert done.returncode == 2 and "weight claims the shape" in line(done.stderr), done.stderr
+    command = [
+        "import-checkpoint",
+        tmp_path / "c.pth",
+        "--backbone",
+        save_vlm(tmp_path / "vlm", small_config()),
+    ]
+    command = [sys.executable, "-c", door, *map(str, command), "--out", str(tmp_path / "r")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and f"{KEYS['llm']} claims the shape" in line(done.stderr), done.stderr
 
 
 @pytest.mark.cases(4)
@@ -639,9 +645,46 @@ def test_work_that_may_take_long(command, bars, run, table, tower, small_manifes
 def test_a_parquet_manifest_of_other_types(column, value, named, afp, small_frame, tmp_path):
     """Parquet manifests with null hashes, numbers for paths and null generators, audited
     a finding or one line that names the column"""
-    small_frame.drop(columns="file").assign(**{column: value}).to_parquet(tmp_path / "m.parquet")
+    frame = small_frame.assign(path=small_frame["file"]).drop(columns="file")
+    frame.assign(**{column: value}).to_parquet(tmp_path / "m.parquet")
     status, shown = afp("audit", tmp_path / "m.parquet")
     assert status in (1, 2) and named in shown and "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "audit PIPE.csv",
+        "audit PIPE.parquet",
+        "score IMAGES PIPE.png --run RUN --out OUT.csv",
+        "score PIPE.csv --run RUN --out OUT.csv",
+        "evaluate PIPE.csv",
+        "manifest PIPE.csv --out OUT.csv",
+        "manifest PIPE.tar --out OUT.csv",
+        "manifest PIPE.parquet --out OUT.csv",
+        "manifest FOLDER --out OUT.csv",
+        "manifest --real IMAGES --fake x=PIPE.txt --out OUT.csv",
+        "run PIPE.ipynb --out OUT",
+        "run 01 --params PIPE.yaml",
+        "import-checkpoint PIPE.pth --out OUT",
+        "gallery FOLDER --out OUT",
+    ],
+)
+def test_a_pipe_instead_of_a_file(command, run, small_manifest, tmp_path):
+    """Pipes into which nobody writes, as images, tables, shards, notebooks, settings and checkpoints
+    one line that names the pipe, or the others are read"""
+    (tmp_path / "folder").mkdir()
+    for suffix in re.findall(r"PIPE(\.\w+)", command) or (".ipynb", ".parquet", ".tar", ".png"):
+        os.mkfifo(tmp_path / "folder" / f"pipe{suffix}")
+    places = {"IMAGES": small_manifest.parent / "real", "PIPE": tmp_path / "folder" / "pipe", "RUN": run}
+    for name, place in (places | {"FOLDER": tmp_path / "folder", "OUT": tmp_path / "out"}).items():
+        command = command.replace(name, str(place))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(30)  # ends the tests where one hangs
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command.split())
+    signal.alarm(0)
+    assert stop.value.code in (1, 2)
 
 
 def test_a_large_text_in_a_png(afp, run, tmp_path):
@@ -772,29 +815,29 @@ def test_a_feature_cache_of_the_killed_and_of_two(afp, tower, small_manifest, tm
     assert learned(tmp_path / "a") == learned(tmp_path / "d")
 
 
-def test_two_that_score_other_images_into_one_table(afp, run, small_frame, tmp_path):
-    """`afp score` stopped as it begins a table, other images scored into it, and the first one let go on
+def test_two_that_score_other_images_into_one_table(afp, run, tmp_path):
+    """`afp score` stopped while it writes a table, other images scored into it, and the first one let go on
     each image of a command that ends well has its row"""
-    halves = [write_manifest(small_frame[i::2], tmp_path / f"{i}.csv") for i in range(2)]
-    commands = [("score", half, "--run", run, "--out", tmp_path / "s.csv") for half in halves]
-    command = [
-        sys.executable,
-        "-c",
-        STOPPED,
-        "1",
-        str(int(signal.SIGSTOP)),
-        "replace",
-        *map(str, commands[0]),
-    ]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-    statuses = [afp(*commands[1])[0]]
+    for folder, n in (("many", 200), ("few", 3)):
+        (tmp_path / folder).mkdir()
+        for i in range(n):
+            picture(i, 24).save(tmp_path / folder / f"{folder}-{i}.png")
+    many, few = (
+        ("score", tmp_path / name, "--run", run, "--out", tmp_path / "s.csv") for name in ("many", "few")
+    )
+    first = start(*many)
+    while first.poll() is None and not (tmp_path / "s.csv").exists():
+        time.sleep(0.001)
+    while first.poll() is None and (tmp_path / "s.csv").read_bytes().count(b"\n") < 2:
+        time.sleep(0.001)
+    first.send_signal(signal.SIGSTOP)
+    statuses = {"few": afp(*few)[0]}
     first.send_signal(signal.SIGCONT)
-    statuses.insert(0, first.wait())
-    places = [
-        read_manifest(half)["path"] for status, half in zip(statuses, halves, strict=True) if not status
-    ]
-    assert places and set(pd.concat(places)) <= set(pd.read_csv(tmp_path / "s.csv")["path"])
+    first.communicate()
+    statuses["many"] = first.returncode
+    rows = pd.read_csv(tmp_path / "s.csv")["path"].map(lambda path: Path(path).parent.name).value_counts()
+    assert statuses["many"] == 0 and rows["many"] == 200
+    assert rows.get("few", 0) == 3 if statuses["few"] == 0 else statuses["few"] == 2
 
 
 def test_an_unfinished_table(afp, run, table, small_manifest, tmp_path):

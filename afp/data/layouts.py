@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..errors import AfpError, DataError, ImageError
-from ..files import printable
+from ..files import check_input, printable
 from .archives import SUFFIXES, holds_images, list_members
 from .images import FORMAT_OF, begins_like_an_image, list_images, open_image, read_file
 from .manifest import COLUMNS
@@ -195,6 +195,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def _read_list(path: Path) -> list[Path]:
     try:
+        check_input(path)
         if path.suffix == ".txt":
             names = path.read_text(encoding="utf-8-sig").splitlines()
         elif path.suffix in (".pickle", ".pkl"):
@@ -277,6 +278,7 @@ def read_tables(
 
 def _read_table(path: Path) -> pd.DataFrame:
     try:
+        check_input(path)
         if path.suffix.lower() == ".parquet":
             return pd.read_parquet(path)
         with path.open(encoding="utf-8-sig", newline="") as stream:

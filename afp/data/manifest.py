@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..errors import DataError, ImageError
-from ..files import printable, written_whole
+from ..files import check_input, printable, written_whole
 from .images import sha256
 from .splits import N_FOLDS, hash_folds
 
@@ -72,6 +72,7 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
+    check_input(path)
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)

@@ -20,7 +20,7 @@ from ..data.images import open_image
 from ..data.preprocess import IDENTITY, Normalisation, check_perturbation, for_every_image
 from ..data.splits import held_in_generators
 from ..errors import ModelError, UnreadableImages
-from ..files import checksum, follow_umask, read_json, write_json, written_whole
+from ..files import check_input, checksum, follow_umask, read_json, write_json, written_whole
 from ..models import processes
 from .operating_point import OperatingPoint, choose_operating_point, fewest_for
 
@@ -311,6 +311,7 @@ def check_known(cls: type[Detector], config: dict) -> None:
 def read_config(folder: str | Path) -> dict:
     """The ``config.json`` of a run folder. Raises ModelError if there is none that can be used."""
     path = Path(folder) / "config.json"
+    check_input(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

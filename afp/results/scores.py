@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .. import detectors
 from ..detectors.base import IMAGES, Detector, run_key
 from ..errors import DataError, UnreadableImages
-from ..files import written_whole
+from ..files import check_input, written_whole
 from ..models import processes
 
 SCORE_COLUMNS = [
@@ -257,6 +257,7 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         raise DataError(
             f"{path}: unfinished; the same `afp score` goes on with it (or evaluate a copy of it)"
         )
+    check_input(path)
     text = [c for c in SCORE_COLUMNS if c not in NUMBERS]
     try:
         # "NA" and "null" are names of files and generators here; only a number can be missing.
