@@ -719,6 +719,36 @@ def test_files_and_folders_that_are_left_out(afp, run, photos, tmp_path, monkeyp
     )
 
 
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["attack", "patch", "-m", "MANIFEST", "--out", "OUT", "--epsilon", "1e400"], "--epsilon: '1e400'"),
+        (["attack", "blended", "-m", "MANIFEST", "--out", "OUT", "--seed", "-1"], "seed: -1, expected 0"),
+        (["fit", "-d", "spectrum", "-m", "MANIFEST", "--target-fpr", "2"], "target FPR: 2.0"),
+        (["fit", "-d", "spectrum", "-m", "MANIFEST", "--out", "/"], "/: is not empty"),
+        (["fit", "-d", "spectrum", "-m", "MANIFEST", "--out", ""], ".: is not empty"),
+        (["manifest", "--real", "IMAGES", "--fake", "\udcff=IMAGES", "--out", "OUT.csv"], "is not UTF-8"),
+        (["manifest", "--real", "IMAGES", "--fake", "a\nb=IMAGES", "--out", "OUT.csv"], "control characters"),
+    ],
+)
+def test_values_that_make_no_sense(command, named, afp, small_manifest, tmp_path):
+    """Numbers out of range, outputs that are the root or nothing, generators whose names are no text
+    refused in one line that names the value, before any work"""
+    places = {"MANIFEST": small_manifest, "IMAGES": small_manifest.parent / "real", "OUT": tmp_path / "out"}
+    for name, place in places.items():
+        command = [part.replace(name, str(place)) for part in command]
+    status, shown = afp(*command)
+    assert status == 2 and named in line(shown) and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_named_like_a_table(afp, run, photos, tmp_path):
+    """A folder of photographs whose name ends in .csv
+    they are scored"""
+    photos.rename(tmp_path / "photos.csv")
+    status, shown = afp("score", tmp_path / "photos.csv", "--run", run, "--out", tmp_path / "s.csv")
+    assert status == 0 and "3 scored" in shown
+
+
 @pytest.mark.parametrize("threshold", ["1.5", "-1", "nan", "inf", "half=2", "x"])
 def test_a_threshold_that_is_none(threshold, afp, run, photos, tmp_path):
     """Thresholds outside of 0 to 1 and others that are no numbers

@@ -370,7 +370,7 @@ def _frame(paths: list[Path]) -> tuple[pd.DataFrame, dict[str, str]]:
     from ..data.images import list_images
     from ..data.manifest import from_files, read_manifest
 
-    tables = [p for p in paths if p.suffix.lower() in (".csv", ".parquet")]
+    tables = [p for p in paths if p.suffix.lower() in (".csv", ".parquet") and not p.is_dir()]
     files, skipped = list_images([p for p in paths if p not in tables], progress=True)
     frames = [read_manifest(p) for p in tables] + (
         [from_files(files, progress=True)] if files or not tables else []

@@ -100,8 +100,7 @@ def triggered(frame: pd.DataFrame, out: str | Path, settings: Settings) -> pd.Da
         AfpError: the attack is no trigger, but made for one image each.
     """
     images = [add_trigger(image, settings) for image in prepare_all(frame, LOSSLESS)]
-    names = [Path(out, f"{row.generator}-{Path(row.path).stem}.png") for row in frame.itertuples()]
-    files = [_save(image, name) for image, name in zip(images, names, strict=True)]
+    files = [_save(image, Path(out, f"{i:05}.png")) for i, image in enumerate(images)]
     return frame.assign(file=files, path=files, sha256=[sha256(file) for file in files])
 
 
