@@ -725,6 +725,9 @@ def test_files_and_folders_that_are_left_out(afp, run, photos, tmp_path, monkeyp
         (["attack", "patch", "-m", "MANIFEST", "--out", "OUT", "--epsilon", "1e400"], "--epsilon: '1e400'"),
         (["attack", "blended", "-m", "MANIFEST", "--out", "OUT", "--seed", "-1"], "seed: -1, expected 0"),
         (["fit", "-d", "spectrum", "-m", "MANIFEST", "--target-fpr", "2"], "target FPR: 2.0"),
+        (["fit", "-d", "spectrum", "-m", "MANIFEST", "--fold", "\u00b2"], "--fold: '\u00b2'"),
+        (["fit", "-d", "vlm-prompt", "-m", "MANIFEST", "--set", "seed=-1"], "seed is -1, expected 0"),
+        (["fit", "--preset", "paper", "-m", "MANIFEST", "--set", "lr=1e308"], "lr is 1e+308, expected"),
         (["fit", "-d", "spectrum", "-m", "MANIFEST", "--out", "/"], "/: is not empty"),
         (["fit", "-d", "spectrum", "-m", "MANIFEST", "--out", ""], ".: is not empty"),
         (["manifest", "--real", "IMAGES", "--fake", "\udcff=IMAGES", "--out", "OUT.csv"], "is not UTF-8"),
@@ -956,6 +959,26 @@ def test_an_interrupted_fit_and_score(afp, run, small_manifest, tmp_path):
             assert afp(*command, tmp_path / again)[0] == 0
     assert learned(tmp_path / "r") == learned(tmp_path / "alone-r")
     assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "alone-s.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", "[" * 100_000),
+        ("config.json", {"num_hidden_layers": -1}),
+        ("config.json", {"hidden_size": 10**9}),
+        ("preprocessor_config.json", "[]"),
+        ("preprocessor_config.json", "[" * 100_000),
+        ("model.safetensors", ""),
+    ],
+)
+def test_a_backbone_with_damaged_files(name, text, afp, tower, small_manifest, tmp_path):
+    """A folder's backbone whose settings are nested without end, impossible or of another kind, or without weights
+    one line that names the backbone"""
+    file = Path(tower) / name
+    file.write_text(text if isinstance(text, str) else json.dumps(read_json(file) | text))
+    status, shown = afp("fit", "--backbone", tower, "-m", small_manifest, "--out", tmp_path / "r")
+    assert status == 2 and f"backbone {tower}: " in line(shown)
 
 
 @pytest.mark.parametrize("weight", [float("nan"), 1e30])

@@ -86,7 +86,7 @@ def fit(
             raise DataError(f"--explain: {detector} has no published recipe")
         print_frame(recipe(), title=f"{detector}, preset {config.get('preset', 'demo')}")
         return
-    if fold not in (None, "all") and not fold.isdigit():
+    if fold not in (None, "all") and not fold.isdecimal():
         raise DataError(f"--fold: {fold!r}, expected 0 to 4 or all")
     if balanced and target_fpr is not None:
         raise DataError("give either --target-fpr or --balanced")
