@@ -170,8 +170,15 @@ def damaged(folder: str | Path) -> list[str] | None:
 
 def checksum(file: Path) -> str:
     """The SHA-256 of a file's bytes, as hex digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    from tqdm.auto import tqdm
+
+    digest, size = hashlib.sha256(), file.stat().st_size
+    bar = tqdm(total=size, desc=f"hashing {file.name}", unit="B", unit_scale=True, leave=False, delay=2)
+    with file.open("rb") as stream, bar:
+        while block := stream.read(2**20):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()
 
 
 def follow_umask(folder: str | Path) -> None:
@@ -199,15 +206,24 @@ def write_json(path: str | Path, content: Any) -> Path:
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file; None where there is none or it cannot be read, as after a full disk."""
     try:
+        check_input(path)
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def check_input(path: str | Path) -> None:
+    """Refuse a pipe or a device: it may hang, or feed bytes without end. Raises DataError."""
+    path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path}: is a pipe or a device, expected a file")
 
 
 def read_notebook(path: str | Path) -> Any:
     """A notebook from its file, as an ``nbformat.NotebookNode``. Raises DataError for a file that is none."""
     import nbformat
 
+    check_input(path)
     try:
         notebook = nbformat.read(path, as_version=4)
         nbformat.validate(notebook)

@@ -27,9 +27,10 @@ from papermill.translators import PythonTranslator
 from PIL import Image
 from pydantic import TypeAdapter
 from sklearn.model_selection import ParameterGrid
+from tqdm.auto import tqdm
 
 from .errors import AfpError
-from .files import checksum, read_notebook, write_text
+from .files import check_input, checksum, read_notebook, write_text
 from .paths import NOTEBOOKS, ROOT, figures_dir
 
 KERNEL = "python3"
@@ -124,6 +125,7 @@ def execute(path: Path, values: dict[str, str] | None = None, out: Path | None =
 
 def read_yaml(file: str | Path) -> Any:
     """What a YAML file holds. Raises AfpError where it is none."""
+    check_input(file)
     try:
         return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -157,9 +159,10 @@ def execute_grid(path: Path, settings: list[dict[str, str]], out: Path, jobs: in
         A row a setting: its parameters, ``notebook``, ``error`` (empty where it went well).
     """
     folders = [out / f"{i:0{len(str(len(settings)))}}" for i in range(1, len(settings) + 1)]
-    errors = Parallel(n_jobs=jobs)(
+    tried = Parallel(n_jobs=jobs, return_as="generator")(
         delayed(_try)(path, values, folder) for values, folder in zip(settings, folders, strict=True)
     )
+    errors = list(tqdm(tried, "settings", total=len(settings)))
     rows = pd.DataFrame(settings)
     rows["notebook"] = [str(folder.relative_to(out) / path.name) for folder in folders]
     rows["error"] = errors

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,21 +19,25 @@ from functools import partial
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
 from conftest import picture, write_tower
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from PIL import Image
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 from test_vlm import save as save_vlm
 from test_vlm import small_config
 
 from afp import cli, detectors
 from afp.data.manifest import read_manifest, write_manifest
+from afp.demo import benchmark
 from afp.detectors.base import seal
-from afp.files import STAMP, damaged, read_json, written_folder
+from afp.files import STAMP, damaged, read_json, write_json, written_folder
+from afp.models.checkpoints import KEYS
 from afp.models.feature_store import ENTRY
 from afp.results import runs
+from afp.results.scores import score_to_csv
 
 AFP = [sys.executable, "-m", "afp"]
 
@@ -58,6 +63,13 @@ def afp(capsys):
 @pytest.fixture(scope="module")
 def run(small_frame, tmp_path_factory):
     return runs.fit_run("spectrum", small_frame, tmp_path_factory.mktemp("run") / "r", progress=False)
+
+
+@pytest.fixture(scope="module")
+def table(run, small_frame, tmp_path_factory):
+    out = tmp_path_factory.mktemp("table") / "s.csv"
+    score_to_csv(run, small_frame, out, progress=False)
+    return out
 
 
 @pytest.fixture
@@ -174,15 +186,23 @@ def test_outputs_over_inputs(afp, run, small_manifest, photos, tmp_path, monkeyp
     assert {file: file.read_bytes() for file in before} == before
 
 
-@pytest.mark.cases(2)
-def test_a_checkpoint_over_the_released_one(afp, run, tmp_path):
-    """`import-checkpoint --export` onto a file that is there; `--out` onto a run that is there
-    refused, both are as they were"""
-    (tmp_path / "released.pth").write_bytes(b"weights")
-    before = content(run)
-    assert afp("import-checkpoint", tmp_path / "released.pth", "--export", run)[0] == 2
-    assert afp("import-checkpoint", tmp_path / "released.pth", "--out", run)[0] == 2
-    assert (tmp_path / "released.pth").read_bytes() == b"weights" and content(run) == before
+@pytest.mark.cases(3)
+def test_a_checkpoint_over_the_released_one(afp, run, small_manifest, tmp_path):
+    """`import-checkpoint --export` onto the released file; `--out` onto a run; `fit --out` onto the imported run
+    refused, all are as they were"""
+    backbone, released, imported = (
+        save_vlm(tmp_path / "vlm", small_config()),
+        tmp_path / "released.pth",
+        tmp_path / "r",
+    )
+    torch.save({"model": {key: torch.zeros(1, 16) for key in KEYS.values()}}, released)
+    command = ("import-checkpoint", released, "--backbone", backbone, "--out")
+    assert afp(*command, imported)[0] == 0
+    before = content(tmp_path), content(run)
+    assert afp("import-checkpoint", released, "--export", imported)[0] == 2
+    assert afp(*command, run)[0] == 2
+    assert afp("fit", "-d", "spectrum", "-m", small_manifest, "--out", imported)[0] == 2
+    assert (content(tmp_path), content(run)) == before
 
 
 @pytest.mark.cases(2)
@@ -195,6 +215,104 @@ def test_an_executed_notebook_over_its_source(afp, tmp_path):
         status, shown = afp("run", path, "--out", folder)
         assert status == 2 and "was not made by `afp run`" in line(shown)
     assert content(tmp_path) == before
+
+
+# It does not answer wrongly without a word
+
+
+@pytest.fixture
+def other(afp, small_manifest, tmp_path):
+    """A run of the same name as another one, fitted on other images."""
+    assert afp("fit", "-d", "spectrum", "-m", small_manifest, "--fold", 1, "--out", tmp_path / "r")[0] == 0
+    return tmp_path / "r"
+
+
+@pytest.mark.cases(2)
+def test_a_table_of_another_run_of_the_same_name(afp, run, other, small_manifest, tmp_path):
+    """Scores of `x/r` gone on with by `y/r`, then by `x/r` after it was fitted anew in its place
+    refused by name, the table is as it was"""
+    out, fitted = tmp_path / "s.csv", shutil.copytree(run, tmp_path / "x" / "r")
+    assert afp("score", small_manifest, "--run", fitted, "--out", out)[0] == 0
+    before = out.read_bytes()
+    status, shown = afp("score", small_manifest, "--run", other, "--out", out)
+    assert status == 2 and "holds scores of run r@" in line(shown) and out.read_bytes() == before
+    shutil.rmtree(fitted)
+    shutil.copytree(other, fitted)
+    assert afp("score", small_manifest, "--run", fitted, "--out", out)[0] == 2 and out.read_bytes() == before
+
+
+def test_a_manifest_that_was_corrected(afp, run, small_manifest, small_frame, tmp_path):
+    """A manifest scored, its labels, generators and splits corrected, and scored again into the same table
+    the table says what the manifest says"""
+    out, manifest = tmp_path / "s.csv", tmp_path / "m.csv"
+    wrong = small_frame.assign(label=1 - small_frame["label"], generator="wrong", split="test")
+    for frame in (wrong, small_frame):
+        write_manifest(frame, manifest)
+        assert afp("score", manifest, "--run", run, "--out", out)[0] == 0
+    columns = ["label", "generator", "split"]
+    assert pd.read_csv(out)[columns].equals(read_manifest(manifest)[columns])
+
+
+@pytest.mark.cases(2)
+def test_manifests_that_are_nearly_the_same(afp, small_frame, tmp_path, monkeypatch):
+    """Fits on a manifest whose generators were renamed, and on two without hashes that share no image
+    each is a run of its own"""
+    monkeypatch.setenv("AFP_RUNS", str(tmp_path / "runs"))
+    renamed = small_frame.assign(generator=small_frame["generator"].replace("half", "other"))
+    images = small_frame.assign(sha256="")
+    copies = images.assign(file=[file.replace(".png", "-copy.png") for file in images["file"]])
+    for i, file in enumerate(copies["file"]):
+        picture(1000 + i).save(file)
+    for frame in (small_frame, renamed, images, copies):
+        assert afp("fit", "-d", "metadata", "-m", write_manifest(frame, tmp_path / "m.csv"))[0] == 0
+    assert len(list((tmp_path / "runs").glob("metadata-*"))) == 4
+
+
+@pytest.mark.cases(3)
+def test_rows_of_one_table(afp, run, tmp_path, monkeypatch):
+    """An image that could not be read, scored again when it can; two projects with images of the same names
+    it has a score then; every image has its row"""
+    for name, seed in (("a", 0), ("b", 1)):
+        (tmp_path / name).mkdir()
+        picture(seed, 300).save(tmp_path / name / "x.png")
+    good = (tmp_path / "a" / "x.png").read_bytes()
+    (tmp_path / "a" / "x.png").write_bytes(b"")
+    for folder, status in (("a", 1), ("a", 0), ("b", 0)):
+        monkeypatch.chdir(tmp_path / folder)
+        assert afp("score", "x.png", "--run", run, "--out", tmp_path / "s.csv")[0] == status
+        (tmp_path / "a" / "x.png").write_bytes(good)
+    rows = pd.read_csv(tmp_path / "s.csv")
+    assert rows["path"].tolist() == ["x.png"] * 2 and rows["sha256"].nunique() == 2
+    assert rows["score"].notna().all() and rows["error"].isna().all()
+
+
+@pytest.mark.cases(3)
+def test_flipped_bits_in_a_run(afp, run, photos, tmp_path):
+    """Single bits flipped in a run's weights, its config and its list of images
+    one line that names the file, nothing is scored"""
+    for name in ("model.safetensors", "config.json", "images.csv"):
+        flipped = shutil.copytree(run, tmp_path / name)
+        whole = bytearray((run / name).read_bytes())
+        whole[len(whole) // 2] ^= 1
+        (flipped / name).write_bytes(whole)
+        status, shown = afp("score", photos, "--run", flipped, "--out", tmp_path / "s.csv")
+        assert status == 2 and name in line(shown) and not (tmp_path / "s.csv").exists()
+
+
+@pytest.mark.cases(2)
+def test_flipped_bits_in_the_demo(afp, tmp_path, monkeypatch):
+    """Single bits flipped in the demo's manifest and in a mask
+    `afp doctor` names the file and the mend"""
+    monkeypatch.setenv("AFP_DATA", str(tmp_path))
+    with written_folder(tmp_path / "demo", benchmark.MADE_BY) as folder:
+        write_json(folder / "build.json", benchmark._recipe())
+        for name in ("manifest.csv", "mask.png"):
+            (folder / name).write_bytes(bytes(1000))
+    assert f"demo data: {tmp_path / 'demo'}, unchanged" in afp("doctor")[1]
+    for name in ("manifest.csv", "mask.png"):
+        (tmp_path / "demo" / name).write_bytes(bytes(500) + b"\x01" + bytes(499))
+    status, shown = afp("doctor")
+    assert status == 1 and "manifest.csv, mask.png damaged or missing; mend with `afp demo`" in shown
 
 
 # It lets nobody in
@@ -248,6 +366,52 @@ def test_a_run_whose_backbone_brings_code(afp, tmp_path, photos, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
     status, shown = afp("score", photos, "--run", foreign, "--out", tmp_path / "s.csv")
     assert status == 2 and str(folder) in line(shown) and not ran.exists()
+
+
+def test_a_checkpoint_that_claims_to_be_large(tmp_path):
+    """A checkpoint of a few bytes that claims 14 GB of numbers, with 4 GB of memory
+    one line that names the tensor"""
+    claimed = torch.zeros(1, 1).expand(1, 3_500_000_000)
+    torch.save({"model": {KEYS["llm"]: claimed}}, tmp_path / "c.pth")
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32)); "
+    door = limit + "from afp.cli import main; main()"
+    command = [
+        "import-checkpoint",
+        tmp_path / "c.pth",
+        "--backbone",
+        save_vlm(tmp_path / "vlm", small_config()),
+    ]
+    command = [sys.executable, "-c", door, *map(str, command), "--out", str(tmp_path / "r")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and f"{KEYS['llm']} claims the shape" in line(done.stderr), done.stderr
+
+
+@pytest.mark.cases(4)
+def test_names_that_a_spreadsheet_computes(afp, run, tmp_path, monkeypatch):
+    """Images named as formulas, scored
+    no cell of the table begins like a formula"""
+    monkeypatch.chdir(tmp_path)
+    names = ["=1+1.png", "+1.png", "@SUM(1).png", "-1.png"]
+    for i, name in enumerate(names):
+        picture(i, 300).save(name)
+    assert afp("score", "--run", run, "--out", "s.csv", "--", *names)[0] == 0
+    cells = pd.read_csv("s.csv", dtype=str, keep_default_na=False).to_numpy().ravel()
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+
+
+@pytest.mark.parametrize(
+    "element", ["<meta http-equiv=refresh content=0;url=//x.org>", "<base href=//x.org>", "<form>"]
+)
+def test_an_executed_notebook_from_a_stranger(element, afp, tmp_path):
+    """Outputs with `meta refresh`, `base` and `form`, in a gallery
+    not one of them is in its pages"""
+    path = notebook(tmp_path / "executed", "1")
+    executed = nbformat.read(path, 4)
+    executed.cells[-1].outputs = [new_output("execute_result", {"text/html": f"{element}shown"})]
+    nbformat.write(executed, path)
+    assert afp("gallery", path.parent, "--out", tmp_path / "gallery")[0] == 0
+    page = (tmp_path / "gallery" / "50_try.html").read_text(encoding="utf-8")
+    assert "shown" in page and element.split()[0] not in page.partition("<body")[2]
 
 
 # It stops in the right place
@@ -339,13 +503,13 @@ def test_debug_shows_where_an_error_of_the_users_arose(tmp_path):
         cli.main(["--debug", "gallery", str(tmp_path)])
 
 
-def test_a_terminal_without_the_characters(tmp_path):
-    """Japanese names on a terminal with Windows' code page 1252
-    one line, written with escapes"""
-    command = [*AFP, "gallery", str(tmp_path / "\u65e5\u672c")]
+def test_a_terminal_without_the_characters(run, tmp_path):
+    """An image with a Japanese name scored on a terminal with Windows' code page 1252
+    its answer, the name written with escapes"""
+    picture(0, 300).save(tmp_path / "\u65e5\u672c.png")
+    command = [*AFP, "score", str(tmp_path), "--run", str(run), "--out", str(tmp_path / "s.csv")]
     done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
-    assert done.returncode == 2
-    assert b"\\u65e5\\u672c: no executed notebooks" in done.stderr and b"Traceback" not in done.stderr
+    assert done.returncode == 0 and b"\\u65e5\\u672c.png" in done.stdout, done.stderr
 
 
 def test_an_interrupted_notebook(tmp_path):
@@ -434,6 +598,171 @@ def test_a_manifest_with_an_empty_column(column, afp, small_manifest, tmp_path):
     assert status in (1, 2) and "Traceback" not in shown and (column in shown or "missing" in shown)
 
 
+@pytest.mark.parametrize(
+    ("command", "bars"),
+    [
+        ("manifest --real IMAGES --fake FAKES --out OUT.csv", "listing, reading"),
+        ("audit MANIFEST", "files, comparing, spectra, intervals"),
+        ("fit -d spectrum -m MANIFEST --out OUT", "spectra"),
+        ("fit -d metadata -m MANIFEST --out OUT", "files"),
+        ("fit --backbone TOWER -m MANIFEST --out OUT", "TOWER features, blocks"),
+        ("fit --preset paper --set epochs=1 --backbone TOWER -m MANIFEST --out OUT", "training"),
+        ("fit -d metadata --fold all -m MANIFEST --out OUT", "metadata folds, intervals"),
+        ("calibrate RUN --reals IMAGES --target-fpr .2", "listing, hashing, spectra"),
+        ("score IMAGES --run RUN --out OUT.csv --html OUT.html", "listing, hashing, report"),
+        ("test --real_dir IMAGES --run RUN", "reading, spectra"),
+        ("evaluate TABLE", "intervals"),
+        ("attack patch -m MANIFEST --out OUT", "images, writing patch"),
+        ("run NOTEBOOK --out OUT", "50_try"),
+        ("gallery EXECUTED --out OUT", "pages"),
+    ],
+)
+def test_work_that_may_take_long(command, bars, run, table, tower, small_manifest, capsys, tmp_path):
+    """Commands that take long on many images
+    each says on stderr how far it is"""
+    folder = shutil.copytree(run, tmp_path / "r") if "calibrate" in command else run
+    places = {"IMAGES": small_manifest.parent / "real", "MANIFEST": small_manifest, "TABLE": table}
+    places["FAKES"] = small_manifest.parent / "fake" / "half"
+    places |= {"RUN": folder, "TOWER": tower, "OUT": tmp_path / "out", "EXECUTED": tmp_path / "executed"}
+    places["NOTEBOOK"] = notebook(tmp_path / "executed")
+    for name, place in places.items():
+        command, bars = command.replace(name, str(place)), bars.replace(name, str(place))
+    with pytest.raises(SystemExit):
+        cli.main(command.split())
+    shown = capsys.readouterr()
+    for bar in bars.split(", "):
+        assert f"\r{bar}: " in shown.err and f"\r{bar}: " not in shown.out, shown.err
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "named"),
+    [
+        ("sha256", None, "FAIL files: 36"),
+        ("path", range(36), "FAIL files: 36"),
+        ("generator", None, "row 2: generator"),
+    ],
+)
+def test_a_parquet_manifest_of_other_types(column, value, named, afp, small_frame, tmp_path):
+    """Parquet manifests with null hashes, numbers for paths and null generators, audited
+    a finding or one line that names the column"""
+    frame = small_frame.assign(path=small_frame["file"]).drop(columns="file")
+    frame.assign(**{column: value}).to_parquet(tmp_path / "m.parquet")
+    status, shown = afp("audit", tmp_path / "m.parquet")
+    assert status in (1, 2) and named in shown and "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "audit PIPE.csv",
+        "audit PIPE.parquet",
+        "score IMAGES PIPE.png --run RUN --out OUT.csv",
+        "score PIPE.csv --run RUN --out OUT.csv",
+        "evaluate PIPE.csv",
+        "manifest PIPE.csv --out OUT.csv",
+        "manifest PIPE.tar --out OUT.csv",
+        "manifest PIPE.parquet --out OUT.csv",
+        "manifest FOLDER --out OUT.csv",
+        "manifest --real IMAGES --fake x=PIPE.txt --out OUT.csv",
+        "run PIPE.ipynb --out OUT",
+        "run 01 --params PIPE.yaml",
+        "import-checkpoint PIPE.pth --out OUT",
+        "gallery FOLDER --out OUT",
+    ],
+)
+def test_a_pipe_instead_of_a_file(command, run, small_manifest, tmp_path):
+    """Pipes into which nobody writes, as images, tables, shards, notebooks, settings and checkpoints
+    one line that names the pipe, or the others are read"""
+    (tmp_path / "folder").mkdir()
+    for suffix in re.findall(r"PIPE(\.\w+)", command) or (".ipynb", ".parquet", ".tar", ".png"):
+        os.mkfifo(tmp_path / "folder" / f"pipe{suffix}")
+    places = {"IMAGES": small_manifest.parent / "real", "PIPE": tmp_path / "folder" / "pipe", "RUN": run}
+    for name, place in (places | {"FOLDER": tmp_path / "folder", "OUT": tmp_path / "out"}).items():
+        command = command.replace(name, str(place))
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(30)  # ends the tests where one hangs
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command.split())
+    signal.alarm(0)
+    assert stop.value.code in (1, 2)
+
+
+def test_a_large_text_in_a_png(afp, run, tmp_path):
+    """A PNG with 2 MB of compressed text in it, as ComfyUI writes its workflow
+    scored"""
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "node " * 400_000, zip=True)
+    picture(0, 300).save(tmp_path / "a.png", pnginfo=text)
+    status, shown = afp("score", tmp_path / "a.png", "--run", run, "--out", tmp_path / "s.csv")
+    assert status == 0 and "1 scored" in shown
+
+
+@pytest.mark.cases(2)
+def test_files_and_folders_that_are_left_out(afp, run, photos, tmp_path, monkeypatch):
+    """Photographs beside files that are none, and a folder among theirs that may not be listed
+    the photographs are scored, the others counted by extension and reason"""
+    for name in ("a.pdf", "b.pdf", "notes"):
+        (photos / name).write_text("no image")
+    (photos / "locked").mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may list everything
+    status, shown = afp("score", photos, "--run", run, "--out", tmp_path / "s.csv")
+    assert status == 0 and "3 scored" in shown and "4 skipped" in shown
+    assert all(
+        part in shown for part in ("2 .pdf", "1 no extension", "1 cannot be listed: Permission denied")
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["attack", "patch", "-m", "MANIFEST", "--out", "OUT", "--epsilon", "1e400"], "--epsilon: '1e400'"),
+        (["attack", "blended", "-m", "MANIFEST", "--out", "OUT", "--seed", "-1"], "seed: -1, expected 0"),
+        (["fit", "-d", "spectrum", "-m", "MANIFEST", "--target-fpr", "2"], "target FPR: 2.0"),
+        (["fit", "-d", "spectrum", "-m", "MANIFEST", "--fold", "\u00b2"], "--fold: '\u00b2'"),
+        (["fit", "-d", "vlm-prompt", "-m", "MANIFEST", "--set", "seed=-1"], "seed is -1, expected 0"),
+        (["fit", "--preset", "paper", "-m", "MANIFEST", "--set", "lr=1e308"], "lr is 1e+308, expected"),
+        (["fit", "-d", "spectrum", "-m", "MANIFEST", "--out", "/"], "/: is not empty"),
+        (["fit", "-d", "spectrum", "-m", "MANIFEST", "--out", ""], ".: is not empty"),
+        (["manifest", "--real", "IMAGES", "--fake", "\udcff=IMAGES", "--out", "OUT.csv"], "is not UTF-8"),
+        (["manifest", "--real", "IMAGES", "--fake", "a\nb=IMAGES", "--out", "OUT.csv"], "control characters"),
+    ],
+)
+def test_values_that_make_no_sense(command, named, afp, small_manifest, tmp_path):
+    """Numbers out of range, outputs that are the root or nothing, generators whose names are no text
+    refused in one line that names the value, before any work"""
+    places = {"MANIFEST": small_manifest, "IMAGES": small_manifest.parent / "real", "OUT": tmp_path / "out"}
+    for name, place in places.items():
+        command = [part.replace(name, str(place)) for part in command]
+    status, shown = afp(*command)
+    assert status == 2 and named in line(shown) and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_named_like_a_table(afp, run, photos, tmp_path):
+    """A folder of photographs whose name ends in .csv
+    they are scored"""
+    photos.rename(tmp_path / "photos.csv")
+    status, shown = afp("score", tmp_path / "photos.csv", "--run", run, "--out", tmp_path / "s.csv")
+    assert status == 0 and "3 scored" in shown
+
+
+@pytest.mark.parametrize("threshold", ["1.5", "-1", "nan", "inf", "half=2", "x"])
+def test_a_threshold_that_is_none(threshold, afp, run, photos, tmp_path):
+    """Thresholds outside of 0 to 1 and others that are no numbers
+    refused before anything is scored"""
+    command = ("score", photos, "--run", run, "--out", tmp_path / "s.csv", f"--threshold={threshold}")
+    status, shown = afp(*command)
+    assert (
+        status == 2 and "expected a number from 0 to 1" in line(shown) and not (tmp_path / "s.csv").exists()
+    )
+
+
 # A run, a cache and a table: killed, on a full disk, written by two at once
 
 
@@ -461,7 +790,8 @@ def count(*given):
     return act(*given)
 setattr(os, sys.argv[3], count)
 from afp.cli import main
-main(sys.argv[4:])
+sys.argv[1:] = sys.argv[4:]
+main()
 """
 
 
@@ -516,6 +846,40 @@ def test_a_feature_cache_of_the_killed_and_of_two(afp, tower, small_manifest, tm
     assert afp(*command, "--out", tmp_path / "d")[0] == 0
     assert learned(tmp_path / "a") == learned(tmp_path / "b") == learned(tmp_path / "c")
     assert learned(tmp_path / "a") == learned(tmp_path / "d")
+
+
+def test_two_that_score_other_images_into_one_table(afp, run, tmp_path):
+    """`afp score` stopped while it writes a table, other images scored into it, and the first one let go on
+    each image of a command that ends well has its row"""
+    for folder, n in (("many", 200), ("few", 3)):
+        (tmp_path / folder).mkdir()
+        for i in range(n):
+            picture(i, 24).save(tmp_path / folder / f"{folder}-{i}.png")
+    many, few = (
+        ("score", tmp_path / name, "--run", run, "--out", tmp_path / "s.csv") for name in ("many", "few")
+    )
+    first = start(*many)
+    while first.poll() is None and not (tmp_path / "s.csv").exists():
+        time.sleep(0.001)
+    while first.poll() is None and (tmp_path / "s.csv").read_bytes().count(b"\n") < 2:
+        time.sleep(0.001)
+    first.send_signal(signal.SIGSTOP)
+    statuses = {"few": afp(*few)[0]}
+    first.send_signal(signal.SIGCONT)
+    first.communicate()
+    statuses["many"] = first.returncode
+    rows = pd.read_csv(tmp_path / "s.csv")["path"].map(lambda path: Path(path).parent.name).value_counts()
+    assert statuses["many"] == 0 and rows["many"] == 200
+    assert rows.get("few", 0) == 3 if statuses["few"] == 0 else statuses["few"] == 2
+
+
+def test_an_unfinished_table(afp, run, table, small_manifest, tmp_path):
+    """A table with half of its rows, whose `afp score` was killed, evaluated
+    one line that says that it is unfinished, and how to go on"""
+    killed(1, "score", small_manifest, "--run", run, "--out", tmp_path / "s.csv")
+    (tmp_path / "s.csv").write_bytes(b"".join(table.read_bytes().splitlines(keepends=True)[:20]))
+    status, shown = afp("evaluate", tmp_path / "s.csv")
+    assert status == 2 and "unfinished; the same `afp score` goes on" in line(shown)
 
 
 @pytest.mark.cases(2)
@@ -595,6 +959,26 @@ def test_an_interrupted_fit_and_score(afp, run, small_manifest, tmp_path):
             assert afp(*command, tmp_path / again)[0] == 0
     assert learned(tmp_path / "r") == learned(tmp_path / "alone-r")
     assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "alone-s.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", "[" * 100_000),
+        ("config.json", {"num_hidden_layers": -1}),
+        ("config.json", {"hidden_size": 10**9}),
+        ("preprocessor_config.json", "[]"),
+        ("preprocessor_config.json", "[" * 100_000),
+        ("model.safetensors", ""),
+    ],
+)
+def test_a_backbone_with_damaged_files(name, text, afp, tower, small_manifest, tmp_path):
+    """A folder's backbone whose settings are nested without end, impossible or of another kind, or without weights
+    one line that names the backbone"""
+    file = Path(tower) / name
+    file.write_text(text if isinstance(text, str) else json.dumps(read_json(file) | text))
+    status, shown = afp("fit", "--backbone", tower, "-m", small_manifest, "--out", tmp_path / "r")
+    assert status == 2 and f"backbone {tower}: " in line(shown)
 
 
 @pytest.mark.parametrize("weight", [float("nan"), 1e30])

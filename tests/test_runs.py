@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -393,6 +394,26 @@ def test_two_processes_do_not_write_one_table(run, small_frame, tmp_path):
             score(run, small_frame, out)
         with pytest.raises(DataError, match=r"s\.csv: unfinished"):
             read_scores(out)
+
+
+def _take_turns(folder: Path) -> None:
+    inside = folder.with_name("inside")
+    for _ in range(30):
+        with runs._only_fit(folder):
+            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # fails where it is there
+            time.sleep(0.001)
+            inside.unlink()
+        time.sleep(0.001)
+
+
+def test_one_process_at_a_time_fits_a_run(tmp_path):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=_take_turns, args=(tmp_path / "r",)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4 and not list(tmp_path.iterdir())
 
 
 def test_a_spreadsheet_computes_no_cell(run, awkward, tmp_path):

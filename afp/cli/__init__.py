@@ -14,6 +14,8 @@ from ..errors import AfpError
 from ..models import processes
 from .echo import echo
 
+os.environ.setdefault("TQDM_DELAY", "1")  # seconds: what is done at once shows no bar
+
 # Command -> its module, and its line in the help. A module is imported when its command is called.
 COMMANDS = {
     "doctor": ("data", "Check versions, memory, device, weights and data."),

@@ -9,7 +9,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from ..files import LEFT_OUT, MANIFEST, check_output, written_whole
+from ..files import LEFT_OUT, MANIFEST, check_output, printable, written_whole
 from .echo import echo, print_table
 from .screen import print_findings, print_frame
 
@@ -135,7 +135,10 @@ def _named(texts: list[str], default: str) -> list[tuple[str, Path]]:
         name, equals, place = text.rpartition("=")
         if equals and not name:
             raise DataError(f"{text!r}: expected NAME=DIR, or a folder")
-        pairs.append((name or default or Path(place).resolve().name, Path(place)))
+        name = name or default or Path(place).resolve().name
+        if printable(name) != name:
+            raise DataError(f"{text!r}: the generator's name is not UTF-8 or has control characters")
+        pairs.append((name, Path(place)))
     bare = [name for (name, _), text in zip(pairs, texts, strict=True) if "=" not in text and name != default]
     if len(bare) > len(set(bare)):
         raise DataError(f"{', '.join(texts)}: folders of one name; give each generator's by NAME=DIR")
@@ -204,7 +207,7 @@ def attack(
 
     try:
         budget = float(Fraction(epsilon))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise DataError(f"--epsilon: {epsilon!r}, expected a number such as 8/255 or 0.03") from None
     settings = Settings(kind, budget, steps, size, seed)
     frame = make_attack_set(

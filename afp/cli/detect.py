@@ -94,7 +94,7 @@ def fit(
         from ..models.training import logged_with
 
         context.with_resource(logged_with(log_with))
-    if fold not in (None, "all") and not fold.isdigit():
+    if fold not in (None, "all") and not fold.isdecimal():
         raise DataError(f"--fold: {fold!r}, expected 0 to 4 or all")
     if balanced and target_fpr is not None:
         raise DataError("give either --target-fpr or --balanced")
@@ -177,10 +177,10 @@ def score(
     from .. import detectors
     from ..data import preprocess
     from ..data.images import count_reasons
-    from ..detectors import base
+    from ..detectors.base import read_config
     from ..figures import report
     from ..results import verdict
-    from ..results.scores import score_to_csv
+    from ..results.scores import count_known_by_name, score_to_csv
 
     perturbation = preprocess.check_perturbation(perturbation)
     if target_fpr is not None and any("=" not in text for text in threshold or []):
@@ -198,7 +198,7 @@ def score(
         from ..studies.gradients import check_differentiable
 
         check_folder(explain, MADE_BY, paths)
-        check_differentiable(base.read_config(folder)["detector"])  # refused before any work
+        check_differentiable(read_config(folder)["detector"])  # refused before any work
     standing = verdict.Standing.of(folder)
     if target_fpr is not None:
         thresholds = {"": standing.threshold_at(target_fpr)} | thresholds
@@ -220,9 +220,7 @@ def score(
     echo(f"{counts}: {out}")
     if met := int((table["role"] != "").sum()):
         echo(f"{met} of them, or their photographs, had a part in the fit; `afp evaluate` leaves them out")
-        same = table["sha256"].isin(pd.read_csv(folder / base.IMAGES, dtype=str)["sha256"])
-        same |= table["source"].isin(set(table.loc[same, "source"]) - {""})
-        if by_name := int(((table["role"] != "") & ~same).sum()):
+        if by_name := count_known_by_name(folder, table):
             echo(
                 f"{by_name} of these are known by the name of their source alone; if they are other photographs of "
                 "that name, rename it in the manifest's column source"
@@ -380,8 +378,10 @@ def _frame(paths: list[Path]) -> tuple[pd.DataFrame, dict[str, str]]:
     from ..data.images import list_images
     from ..data.manifest import from_files, read_manifest
 
-    tables = [p for p in paths if p.suffix.lower() in (".csv", ".parquet")]
-    files, skipped = list_images([p for p in paths if p not in tables])
-    frames = [read_manifest(p) for p in tables] + ([from_files(files)] if files or not tables else [])
+    tables = [p for p in paths if p.suffix.lower() in (".csv", ".parquet") and not p.is_dir()]
+    files, skipped = list_images([p for p in paths if p not in tables], progress=True)
+    frames = [read_manifest(p) for p in tables] + (
+        [from_files(files, progress=True)] if files or not tables else []
+    )
     frame = pd.concat(frames, ignore_index=True)
     return frame.drop_duplicates("file", ignore_index=True), skipped

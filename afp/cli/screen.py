@@ -41,7 +41,7 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
 
     if out and out.suffix not in (".csv", ".json"):
         raise DataError(f"--out: {out}, expected a name ending in .csv or .json")
-    results = metrics.evaluate(table)
+    results = metrics.evaluate(table, progress=True)
     parts = list(results.groupby(["detector", "perturbation"], sort=False))
     if results["perturbation"].nunique() > 1:
         from ..studies.robustness import robustness_table

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm.auto import tqdm
 
 from ..errors import DataError, ImageError
 from ..files import printable
@@ -84,8 +85,9 @@ def holds_images(path: Path) -> bool:
     """Whether this is a tar shard, or a Parquet file with a column of image bytes."""
     if path.suffix.lower() == ".parquet":
         try:
-            return _image_column(pq.read_schema(path)) is not None
-        except (OSError, pa.ArrowException) as error:
+            with open_regular(path) as stream:
+                return _image_column(pq.read_schema(stream)) is not None
+        except (OSError, ImageError, pa.ArrowException) as error:
             raise DataError(f"{path}: not a readable Parquet file ({error})") from error
     return path.suffix.lower() == ".tar"
 
@@ -139,8 +141,9 @@ def _fields(suffix: str, content: bytes) -> dict:
 def _tar_index(archive: str, size: int, changed: int) -> dict[str, tuple[int, int]]:
     """Member -> where its bytes begin, and how many they are."""
     try:
-        with tarfile.open(archive, "r:") as tar:
-            plain = (m for m in tar if m.isreg() and not m.sparse)
+        with open_regular(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            members = tqdm(tar, "listing", unit=" files", leave=False, delay=2)
+            plain = (m for m in members if m.isreg() and not m.sparse)
             return {posixpath.normpath(m.name): (m.offset_data, m.size) for m in plain}
     except (tarfile.TarError, OSError, ValueError) as error:
         mend = "expected an uncompressed tar, whole"

@@ -36,7 +36,10 @@ def describe_files(frame: pd.DataFrame, progress: bool = True) -> pd.DataFrame:
     for file, digest in tqdm(files, total=len(frame), desc="files", disable=not progress):
         try:
             about = {"disguised": bool(extension_caution(file)), "grey": small_grey(file)}
-            error = "" if sha256(file) == digest else f"{file}: changed since its hash was written"
+            changed = (
+                f"{file}: changed since its hash was written" if digest else f"{file}: no hash of it is known"
+            )
+            error = "" if sha256(file) == digest else changed
             rows.append(describe_file(file) | about | {"error": error})
         except ImageError as reason:
             rows.append({"error": str(reason)})
@@ -93,6 +96,8 @@ def find_lookalikes(described: pd.DataFrame, progress: bool = False) -> Finding:
         progress: show a bar.
     """
     rows = described[described["error"] == ""].reset_index(drop=True)
+    if rows.empty:
+        return Finding("pictures", True, "none to compare")
     grey = np.frombuffer(b"".join(rows["grey"]), np.uint8).reshape(-1, GREY_SIDE, GREY_SIDE)
     source, split = (pd.factorize(rows[c])[0] for c in ("source", "split"))
     fold, unused = rows["fold"].to_numpy(), (rows["split"] == "none").to_numpy()

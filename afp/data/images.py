@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
+from tqdm.auto import tqdm
 
 from ..errors import ImageError
 from ..files import printable
@@ -95,7 +96,9 @@ def sha256(file: str | Path) -> str:
     return hashlib.sha256(read_file(file)).hexdigest()
 
 
-def list_images(paths: str | Path | Iterable[str | Path]) -> tuple[list[Path], dict[str, str]]:
+def list_images(
+    paths: str | Path | Iterable[str | Path], progress: bool = False
+) -> tuple[list[Path], dict[str, str]]:
     """Expand files and folders (recursively) to the sorted image files in them.
 
     A file given by itself is taken whatever it is; in a folder, files with an extension in :data:`FORMAT_OF`
@@ -116,7 +119,7 @@ def list_images(paths: str | Path | Iterable[str | Path]) -> tuple[list[Path], d
             inside = iter([Path(path)])
         else:
             raise ImageError(f"{printable(path)}: no such file or folder")
-        for file in inside:
+        for file in tqdm(inside, "listing", unit=" files", leave=False, disable=not progress):
             if file == Path(path) or file.suffix.lower() in FORMAT_OF or begins_like_an_image(_head(file)):
                 files.setdefault((os.path.realpath(file.parent), file.name), file)
             else:

@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..errors import AfpError, DataError, ImageError
-from ..files import printable
+from ..files import check_input, printable
 from .archives import SUFFIXES, holds_images, list_members
 from .images import FORMAT_OF, begins_like_an_image, list_images, open_image, read_file
 from .manifest import COLUMNS
@@ -106,7 +106,7 @@ def read_tree(folder: Path, layout: str = "auto") -> Listing:
 
 def _list_named(folder: Path, group: str) -> tuple[list[Path], list[LeftOut]]:
     """Images in a folder; and what was left out, also for a name that no table and no screen can hold."""
-    files, skipped = list_images(folder)
+    files, skipped = list_images(folder, progress=True)
     bad = [file for file in files if printable(file) != str(file)]
     skipped |= {printable(file): "name is not UTF-8 or has control characters" for file in bad}
     return sorted(set(files) - set(bad)), [LeftOut(file, group, reason) for file, reason in skipped.items()]
@@ -195,6 +195,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 def _read_list(path: Path) -> list[Path]:
     try:
+        check_input(path)
         if path.suffix == ".txt":
             names = path.read_text(encoding="utf-8-sig").splitlines()
         elif path.suffix in (".pickle", ".pkl"):
@@ -212,7 +213,7 @@ def _read_list(path: Path) -> list[Path]:
 def find_shards(folder: Path) -> list[Path]:
     """The tar shards and Parquet files of images in a folder; raises DataError beside loose images."""
     shards = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and holds_images(p)]
-    if shards and (loose := list_images([folder])[0]):
+    if shards and (loose := list_images(folder, progress=True)[0]):
         raise DataError(
             f"{folder}: {len(shards)} shards and {len(loose)} loose images; give the shards by name"
         )
@@ -277,6 +278,7 @@ def read_tables(
 
 def _read_table(path: Path) -> pd.DataFrame:
     try:
+        check_input(path)
         if path.suffix.lower() == ".parquet":
             return pd.read_parquet(path)
         with path.open(encoding="utf-8-sig", newline="") as stream:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
+from tqdm.auto import tqdm
 
 from ..errors import DataError, ImageError
-from ..files import printable, written_whole
+from ..files import check_input, printable, written_whole
 from .images import sha256
 from .splits import N_FOLDS, hash_folds
 
@@ -71,6 +72,7 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
+    check_input(path)
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
@@ -97,14 +99,15 @@ def write_manifest(frame: pd.DataFrame, path: str | Path) -> Path:
     return path
 
 
-def from_files(files: Iterable[str | Path]) -> pd.DataFrame:
+def from_files(files: Collection[str | Path], progress: bool = False) -> pd.DataFrame:
     """A frame of ``path, file, sha256`` for images of which nothing else is known.
 
     A file that cannot be read has an empty hash; decoding it later says why. ``path`` is a name that can be
     written as UTF-8, whatever the bytes on disk.
     """
     rows = []
-    for file in map(Path, files):
+    bar = tqdm(files, "hashing", unit="image", leave=False, disable=not progress)
+    for file in map(Path, bar):
         digest = ""
         with suppress(ImageError):
             digest = sha256(file)

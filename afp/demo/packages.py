@@ -17,18 +17,22 @@ import tempfile
 import tomllib
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from html import unescape
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin
 from urllib.request import urlopen
 
 from filelock import FileLock
+from tqdm.auto import tqdm
 
 from ..errors import AfpError
 from ..paths import ROOT, data_dir
 
+BYTES: Any = {"unit": "B", "unit_scale": True, "leave": False}
 PLATFORMS = ("manylinux1", "manylinux2014", "manylinux_2_17", "manylinux_2_27", "manylinux_2_28")
 
 
@@ -113,9 +117,22 @@ def _download_wheel(package: Package, to: Path) -> None:
     command += ["--python-version=3.11", "--implementation=cp", "--disable-pip-version-check"]
     command += [f"--platform={platform}_x86_64" for platform in PLATFORMS]
     command += ["--dest", str(to.parent), f"{package.name}=={package.version}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode or not to.is_file():
-        raise OSError((done.stderr.strip().splitlines() or ["pip wrote another file"])[-1])
+    status, shown = _watched(command, to.parent, package.name)
+    if status or not to.is_file():
+        raise OSError((shown.strip().splitlines() or ["pip wrote another file"])[-1])
+
+
+def _watched(command: list[str], folder: Path, name: str) -> tuple[int, str]:
+    """Run pip with a bar of the bytes that it has in a folder; its exit status and what it said."""
+    options: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    pip = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(folder)}, **options)
+    with pip, tqdm(desc=f"downloading {name}", **BYTES) as bar:
+        while True:
+            try:
+                return pip.wait(timeout=0.5), pip.communicate()[1]
+            except subprocess.TimeoutExpired:
+                with suppress(FileNotFoundError):  # pip moves its files
+                    bar.update(sum(file.stat().st_size for file in folder.rglob("*")) - bar.n)
 
 
 def _download_source(package: Package, to: Path) -> None:
@@ -129,7 +146,9 @@ def _download_source(package: Package, to: Path) -> None:
     if file is None:
         raise OSError(f"{page} does not list {package.file}")
     with urlopen(urljoin(page, unescape(file)), timeout=60) as answer, to.open("wb") as stream:
-        shutil.copyfileobj(answer, stream)
+        about = {"total": answer.length, "desc": f"downloading {package.name}", **BYTES}
+        with tqdm.wrapattr(answer, "read", **about) as shown:
+            shutil.copyfileobj(shown, stream)
 
 
 def build_once(lock: Path, is_built: Callable[[], bool], build: Callable[[], None]) -> None:

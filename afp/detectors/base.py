@@ -20,9 +20,9 @@ from ..data.images import open_image
 from ..data.preprocess import IDENTITY, Normalisation, check_perturbation, for_every_image
 from ..data.splits import held_in_generators
 from ..errors import ModelError, UnreadableImages
-from ..files import checksum, follow_umask, read_json, write_json, written_whole
+from ..files import check_input, checksum, follow_umask, read_json, write_json, written_whole
 from ..models import processes
-from .operating_point import OperatingPoint, choose_operating_point
+from .operating_point import OperatingPoint, choose_operating_point, fewest_for
 
 CHECKSUMS = "checksums.json"
 SCORED_AT_ONCE = 4096  # images whose features a head holds in memory
@@ -104,6 +104,8 @@ class Detector(ABC):
             ModelError: a class is missing in either set.
             UnreadableImages: names every image of both sets that cannot be decoded.
         """
+        if target_fpr is not None:
+            fewest_for(target_fpr)  # refused before any work
         for part, frame in (("train", train), ("validation", validation)):
             found = sorted(frame["label"].unique().tolist())
             if found != [0, 1]:
@@ -210,9 +212,12 @@ class Detector(ABC):
         return folder
 
     @classmethod
-    def configured(cls, folder: str | Path) -> Self:
-        """As a run's config describes it, without what it learned. Raises ModelError naming what is wrong."""
-        content = read_config(folder)
+    def configured(cls, folder: str | Path, content: dict) -> Self:
+        """As a run's config (see `read_config`) describes it, without what it learned.
+
+        Raises:
+            ModelError: names what is wrong.
+        """
         try:
             check_known(cls, content["config"])
             detector = cls(**content["config"])
@@ -230,7 +235,7 @@ class Detector(ABC):
         if content["detector"] != cls.name:
             raise ModelError(f"{folder}: holds a {content['detector']}, expected {cls.name}")
         check_seal(folder)
-        detector = cls.configured(folder)
+        detector = cls.configured(folder, content)
         try:
             detector._load(folder)
         except OSError as error:  # transformers' own, for a missing file, is no FileNotFoundError
@@ -306,6 +311,7 @@ def check_known(cls: type[Detector], config: dict) -> None:
 def read_config(folder: str | Path) -> dict:
     """The ``config.json`` of a run folder. Raises ModelError if there is none that can be used."""
     path = Path(folder) / "config.json"
+    check_input(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -44,8 +44,8 @@ class Metadata(Detector):
         """Number of distinct properties seen in training + 1."""
         return self.model_.size
 
-    def _rows(self, frame: pd.DataFrame) -> list[dict]:
-        rows = for_every_image(lambda file, digest: describe_file(file), frame)
+    def _rows(self, frame: pd.DataFrame, progress: bool) -> list[dict]:
+        rows = for_every_image(lambda file, digest: describe_file(file), frame, progress, "files")
         for row in rows:
             size = float(row.pop("bytes_per_pixel"))
             if self.with_bytes:
@@ -53,10 +53,11 @@ class Metadata(Detector):
         return rows
 
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
-        rows = self._rows(train)
+        rows = self._rows(train, progress)
         self.columns_ = DictVectorizer().fit(rows).get_feature_names_out().tolist()
-        x, x_val = self._vectors(rows), self._vectors(self._rows(validation))
-        self.model_, _, _ = fit_best((x, train["label"].to_numpy()), (x_val, validation["label"].to_numpy()))
+        x, x_val = self._vectors(rows), self._vectors(self._rows(validation, progress))
+        y, y_val = (frame["label"].to_numpy() for frame in (train, validation))
+        self.model_, _, _ = fit_best((x, y), (x_val, y_val), progress=progress)
 
     def _vectors(self, rows: list[dict]) -> np.ndarray:
         """(n, columns_), a text value as its own 0/1 column, values never seen in training left out."""
@@ -66,7 +67,7 @@ class Metadata(Detector):
         return vectorizer.transform(rows)
 
     def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
-        return self.model_.predict(self._vectors(self._rows(frame)))
+        return self.model_.predict(self._vectors(self._rows(frame, progress)))
 
     def _save(self, folder: Path) -> None:
         self.model_.save(folder)
@@ -119,7 +120,8 @@ class Spectrum(Detector):
 
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
         x, x_val = (self._features(frame, "none", progress) for frame in (train, validation))
-        self.model_, _, _ = fit_best((x, train["label"].to_numpy()), (x_val, validation["label"].to_numpy()))
+        y, y_val = (frame["label"].to_numpy() for frame in (train, validation))
+        self.model_, _, _ = fit_best((x, y), (x_val, y_val), progress=progress)
 
     def _score(self, frame: pd.DataFrame, perturbation: str, progress: bool) -> np.ndarray:
         return self.model_.predict(self._features(frame, perturbation, progress))

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from ..data.preprocess import check_perturbation
 from ..errors import ModelError
@@ -116,13 +117,14 @@ class LinearProbe(TowerDetector):
         def fitted(block: int | None) -> tuple[Logistic, float, float]:
             both = ([part if block is None else part.block(block) for part in parts] for parts in (x, x_val))
             with matrix(next(both)) as own, matrix(next(both)) as known:
-                return fit_best((own, y), (known, y_val), self.c)
+                return fit_best((own, y), (known, y_val), self.c, progress and block is None)
 
         if self.block != "auto":
             self.block_ = None if self.block == "embedding" else int(self.block)
             self.model_, self.c_, _ = fitted(None)
             return
-        fits = {b: fitted(b) for b in range(last + 1)}
+        blocks = tqdm(range(last + 1), "blocks", leave=False, disable=not progress)
+        fits = {b: fitted(b) for b in blocks}
         best = min(fits, key=lambda b: fits[b][2])
         self.block_, (self.model_, self.c_, _) = best, fits[best]
 

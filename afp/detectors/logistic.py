@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
+from tqdm.auto import tqdm
 
 from ..models.features import Features
 from ..paths import cache_dir
@@ -123,6 +124,7 @@ def fit_best(
     train: tuple[np.ndarray, np.ndarray],
     validation: tuple[np.ndarray, np.ndarray],
     grid: Sequence[float] = C_GRID,
+    progress: bool = False,
 ) -> tuple[Logistic, float, float]:
     """The regularisation with the smallest class-balanced log loss on validation.
 
@@ -133,7 +135,8 @@ def fit_best(
     """
     x, y = validation
     weights = np.where(y == 1, 0.5 / max(1, (y == 1).sum()), 0.5 / max(1, (y == 0).sum()))
-    fits = [(Logistic.fit(*train, c), c) for c in grid]
+    bar = tqdm(grid, "regularisation", leave=False, disable=not progress)
+    fits = [(Logistic.fit(*train, c), c) for c in bar]
     losses = [log_loss(y, model.predict(x), sample_weight=weights, labels=[0, 1]) for model, _ in fits]
     best = int(np.argmin(losses))
     return *fits[best], losses[best]

@@ -53,12 +53,13 @@ def choose_operating_point(
     target_fpr: float | None = None,
     origin: str = "validation",
 ) -> OperatingPoint:
-    """The threshold by a false-positive rate, or by balanced accuracy, and its rate on the real images.
+    """The threshold of the best balanced accuracy, or of real images alone, and its rate on the real images.
 
     Args:
         labels, scores, sources: (n,) of validation images; ``sources`` are the photographs that they derive from.
-        target_fpr: above 0, under 1; None for balanced accuracy, which also stands in where there are so few real
-            images that not one may be called fake.
+        target_fpr: the largest share of real images that it may call fake, above 0, under 1. It is spent where that
+            finds more fakes, and all of it where there are no fakes to find. None sets no limit, and none is set
+            where there are so few real images that not one might be called fake.
         origin: see `OperatingPoint`.
     """
     y, p = check_labels_and_scores(labels, scores)
@@ -67,8 +68,11 @@ def choose_operating_point(
         threshold, rule = choose_threshold(y, p), "the best balanced accuracy"
         if target_fpr is not None:
             rule += f" (too few real images for a rate of {target_fpr:g})"
-    else:
+    elif len(real) == len(p):
         threshold, rule = threshold_at_fpr(real, target_fpr), f"a false-positive rate of {target_fpr:g}"
+    else:
+        threshold = choose_threshold(y, p, target_fpr)
+        rule = f"the best balanced accuracy at a false-positive rate of at most {target_fpr:g}"
     rates = false_positive_rate(real >= threshold, np.asarray(sources)[y == 0])
     return OperatingPoint(threshold, rule, *rates, len(real), origin)
 
@@ -80,22 +84,28 @@ def fewest_for(target_fpr: float) -> int:
     return math.ceil(1 / target_fpr - 1e-9)
 
 
-def choose_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
+def choose_threshold(labels: ArrayLike, scores: ArrayLike, max_fpr: float = 1) -> float:
     """The threshold with the best balanced accuracy on validation images (score >= threshold is fake).
 
     Candidates are the midpoints between neighbouring distinct scores, so not everything is called the same;
     of equally good ones the widest gap wins, then the one nearest 0.5. With one class only, or one distinct
     score, there is nothing to choose by, and 0.5 is returned.
+
+    Args:
+        labels, scores: (n,) of validation images.
+        max_fpr: the largest share of real images that it may call fake. Where every candidate calls more fake, see
+            `threshold_at_fpr`.
     """
     y, p = check_labels_and_scores(labels, scores)
     values = np.unique(p)
-    if len(np.unique(y)) < 2 or len(values) < 2:
+    if len(np.unique(y)) < 2 or (len(values) < 2 and max_fpr >= 1):
         return 0.5
     low, high = values[:-1], values[1:]
     middle = np.maximum((low + high) / 2, np.nextafter(low, 1))  # neighbouring floats have no midpoint
     tpr, fpr = (1 - np.searchsorted(np.sort(c), high) / len(c) for c in (p[y == 1], p[y == 0]))
     best_first = np.lexsort((np.abs(middle - 0.5), -np.round(high - low, 12), -np.round(tpr - fpr, 12)))
-    return float(middle[best_first[0]])
+    within = best_first[fpr[best_first] <= max_fpr + 1e-9]
+    return float(middle[within[0]]) if len(within) else threshold_at_fpr(p[y == 0], max_fpr)
 
 
 def threshold_at_fpr(real_scores: ArrayLike, target_fpr: float) -> float:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -301,14 +300,17 @@ def _load(name: str, source: str, revision: str, device: torch.device, dtype: to
             tokenizer = AutoTokenizer.from_pretrained(**where)
     except ModelError:
         raise
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a damaged folder raises nearly anything; all of this is on the CPU
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"backbone {name}: cannot load {source} ({reason}); expected a hub name that this machine can "
             "download or has cached, or a folder written by save_pretrained"
         ) from error
     nn.Module.to(model, device)
-    return Backbone(name, model, processor, tokenizer, device, dtype)
+    backbone = Backbone(name, model, processor, tokenizer, device, dtype)
+    if backbone.n_blocks < 1:
+        raise ModelError(f"backbone {name}: {backbone.n_blocks} blocks, expected 1 or more")
+    return backbone
 
 
 def _source(name: str) -> tuple[str, str]:

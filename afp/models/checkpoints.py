@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..errors import ModelError
-from ..files import printable
+from ..files import check_input, printable
 
 KEYS = {  # AntifakePrompt's trained rows
     "qformer": "Qformer.bert.embeddings.train_word_embeddings.weight",
@@ -23,6 +23,7 @@ def read_state(file: str | Path) -> dict[str, torch.Tensor]:
             larger than what the file stores for it.
     """
     name = printable(file)
+    check_input(file)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:

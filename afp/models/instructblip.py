@@ -355,8 +355,8 @@ def _load(
         processor = None if is_demo else AutoImageProcessor.from_pretrained(source, backend="pil", **hub)
     except ModelError:
         raise
-    except (OSError, ImportError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ImportError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"backbone {name}: cannot load {source} ({reason}); expected demo-vlm, a hub name that this machine can"
             " download or has cached, or a folder written by save_pretrained"

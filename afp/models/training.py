@@ -87,8 +87,12 @@ class Recipe:
             if getattr(self, field) not in allowed:
                 raise AfpError(f"recipe: {field} is {getattr(self, field)!r}, expected one of {allowed}")
         for field in ("lr", "epochs", "batch_size"):
-            if not getattr(self, field) > 0:
-                raise AfpError(f"recipe: {field} is {getattr(self, field)!r}, expected a number above 0")
+            if not 0 < getattr(self, field) < 2**31:
+                raise AfpError(
+                    f"recipe: {field} is {getattr(self, field)!r}, expected a number above 0, under 2^31"
+                )
+        if not 0 <= self.seed < 2**31:
+            raise AfpError(f"recipe: seed is {self.seed!r}, expected 0 or more, under 2^31")
         for field in ("weight_decay", "momentum", "warmup_steps", "warmup_epochs", "warmup_lr"):
             if not getattr(self, field) >= 0:
                 raise AfpError(f"recipe: {field} is {getattr(self, field)!r}, expected 0 or more")

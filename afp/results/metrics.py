@@ -43,6 +43,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+from tqdm.auto import tqdm
 
 from ..detectors.operating_point import check_labels_and_scores
 from ..errors import DataError
@@ -272,7 +273,7 @@ def check_scores(scores: pd.DataFrame) -> pd.DataFrame:
     return df
 
 
-def evaluate(scores: pd.DataFrame, *, n_boot: int = 1000) -> pd.DataFrame:
+def evaluate(scores: pd.DataFrame, *, n_boot: int = 1000, progress: bool = False) -> pd.DataFrame:
     """Every metric of a scores table with its interval, one a row.
 
     For each detector and perturbation: each fake generator (`group`, see `check_scores`) `against` the real images
@@ -284,6 +285,7 @@ def evaluate(scores: pd.DataFrame, *, n_boot: int = 1000) -> pd.DataFrame:
     Args:
         scores: a scores table; of what is not needed to compare, any column may lack.
         n_boot: bootstrap replicates; beyond 100,000 sources fewer, but at least 200.
+        progress: show a bar for each detector and perturbation.
     Returns:
         Columns detector, perturbation, group, kind, seen (1 for held-in), against, reals (which real images these
         are), metric, value, low, high, n_real, n_fake, n_failed.
@@ -291,7 +293,7 @@ def evaluate(scores: pd.DataFrame, *, n_boot: int = 1000) -> pd.DataFrame:
     rows = []
     checked = check_scores(scores)[_COMPARED]
     for (detector, perturbation), block in checked.groupby(["detector", "perturbation"]):
-        for (group, kind, against), (about, values) in _replicates(block, n_boot).items():
+        for (group, kind, against), (about, values) in _replicates(block, n_boot, progress).items():
             named = {"detector": detector, "perturbation": perturbation, "group": group, "kind": kind}
             named |= {"against": against, **about}
             rows += [named | {"metric": m, **vars(Estimate.of(drawn))} for m, drawn in values.items()]
@@ -361,12 +363,12 @@ class _Pair(NamedTuple):
     reals: str  # in words
 
 
-def _replicates(block: pd.DataFrame, n_boot: int) -> dict[_Key, tuple[dict, _Values]]:
+def _replicates(block: pd.DataFrame, n_boot: int, progress: bool = False) -> dict[_Key, tuple[dict, _Values]]:
     """What `evaluate` says about each comparison of one detector, and its metrics."""
     rows, pairs = _pairs(block)
     fakes = {key: pair for key, pair in pairs.items() if rows[pair.fake].any()}
     out: dict[_Key, tuple[dict, _Values]] = {}
-    for key, values in _within_folds(block, rows, pairs, n_boot).items():
+    for key, values in _within_folds(block, rows, pairs, n_boot, progress).items():
         wanted = METRICS if key in fakes else REAL_METRICS
         out[key] = (_about(block, rows, [pairs[key]]), {metric: values[metric] for metric in wanted})
     for against in dict.fromkeys(key[2] for key in fakes):
@@ -421,7 +423,7 @@ def _pairs(block: pd.DataFrame) -> tuple[_Rows, dict[_Key, _Pair]]:
 
 
 def _within_folds(
-    block: pd.DataFrame, rows: _Rows, pairs: dict[_Key, _Pair], n_boot: int
+    block: pd.DataFrame, rows: _Rows, pairs: dict[_Key, _Pair], n_boot: int, progress: bool
 ) -> dict[_Key, _Values]:
     """Metrics of each comparison: the mean over the folds in which a metric has a value."""
     scored = np.flatnonzero(~block["failed"])
@@ -431,7 +433,9 @@ def _within_folds(
     source, fold = (pd.factorize(block[c].iloc[scored], sort=True)[0] for c in ("source", "fold"))
     counts = _resample(source, label == 0, n_boot)
     folds: dict[_Key, list[_Values]] = {key: [] for key in pairs}
-    for k in range(fold.max(initial=0) + 1):
+    n_folds = fold.max(initial=0) + 1
+    bar = tqdm(total=n_folds * len(counts), desc="intervals", leave=False, disable=not progress)
+    for k in range(n_folds):
         at = {name: np.flatnonzero(of & (fold == k)) for name, of in rows.items()}
         step = max(1, _CHUNK // max(1, sum(map(len, at.values()))))
         parts: dict[_Key, list[_Values]] = {key: [] for key in pairs}
@@ -442,8 +446,10 @@ def _within_folds(
             }
             for key, pair in pairs.items():
                 parts[key].append(_compare(sides[pair.real], sides[pair.fake]))
+            bar.update(len(some))
         for key, part in parts.items():
             folds[key].append({m: np.concatenate([found[m] for found in part]) for m in part[0]})
+    bar.close()
     of_one_source = {name for name, of in rows.items() if of.any() and np.ptp(source[of]) == 0}
     out = {}
     with warnings.catch_warnings():

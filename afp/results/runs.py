@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import logging
+import os
 import platform
 import shutil
 import time
@@ -106,8 +107,9 @@ def _only_fit(folder: Path) -> Iterator[None]:
     if processes.rank():
         yield
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    mark = folder.with_name(f".{folder.name}.lock")
+    place = Path(os.path.realpath(folder))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    mark = place.parent / f".{place.name}.lock"
     lock = FileLock(mark)
     try:
         held = lock.acquire(timeout=0)

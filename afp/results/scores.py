@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from .. import detectors
-from ..detectors.base import Detector, run_key
+from ..detectors.base import IMAGES, Detector, run_key
 from ..errors import DataError, UnreadableImages
-from ..files import written_whole
+from ..files import check_input, written_whole
 from ..models import processes
 
 SCORE_COLUMNS = [
@@ -84,10 +84,20 @@ def _roles(detector: Detector, table: pd.DataFrame) -> pd.Series:
     table = table.reindex(columns=["source", "sha256"]).astype(object).fillna("")
     for role in ("calibration", "validation", "train"):  # the last of several stays
         part = known[known["role"] == role]
-        same = table["sha256"].isin(set(part["sha256"]) - {""})
-        photographs = {*part["source"], *table.loc[same, "source"]} - {""}
-        roles[same | table["source"].isin(photographs)] = role
+        roles[_is_known(part, table) | table["source"].isin(set(part["source"]) - {""})] = role
     return roles
+
+
+def _is_known(known: pd.DataFrame, table: pd.DataFrame) -> pd.Series:
+    """Whether each row's image is known by its hash, or another one of its photograph is."""
+    same = table["sha256"].isin(set(known["sha256"]) - {""})
+    return same | table["source"].isin(set(table.loc[same, "source"]) - {""})
+
+
+def count_known_by_name(folder: str | Path, table: pd.DataFrame) -> int:
+    """Rows of a scores table that a run (its folder) knows by the name of their photograph alone."""
+    known = pd.read_csv(Path(folder) / IMAGES, dtype=str, keep_default_na=False)
+    return int(((table["role"] != "") & ~_is_known(known, table)).sum())
 
 
 def _fill(table: pd.DataFrame, detector: Detector, frame: pd.DataFrame, progress: bool) -> pd.DataFrame:
@@ -247,6 +257,7 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         raise DataError(
             f"{path}: unfinished; the same `afp score` goes on with it (or evaluate a copy of it)"
         )
+    check_input(path)
     text = [c for c in SCORE_COLUMNS if c not in NUMBERS]
     try:
         # "NA" and "null" are names of files and generators here; only a number can be missing.
@@ -257,7 +268,8 @@ def read_scores(path: str | Path) -> pd.DataFrame:
             na_values={c: ["", "nan", "NaN"] for c in NUMBERS},
             chunksize=100_000,  # the reader holds text as Python's, several times as large as the table's
         )
-        table = pd.concat(parts, ignore_index=True)
+        bar = tqdm(parts, f"reading {path.name}", unit="part", leave=False, delay=2)
+        table = pd.concat(list(bar), ignore_index=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such scores table; make one with `afp score`") from None
     except (OSError, ValueError) as error:

@@ -49,7 +49,7 @@ class Standing:
         folder = Path(folder)
         content = read_config(folder)
         check_seal(folder)
-        detector = detector_class(content["detector"]).configured(folder)
+        detector = detector_class(content["detector"]).configured(folder, content)
         tables = {
             n: read_scores(f) for n in ("validation", "calibration") if (f := folder / f"{n}.csv").is_file()
         }

@@ -68,7 +68,7 @@ def make_attack_set(
             raise AfpError(f"{out}: holds another attacked set; give another folder or delete it")
         return read_manifest(out / "manifest.csv")
     check_folder(out, MADE_BY, frame["file"])
-    originals = prepare_all(real, LOSSLESS)
+    originals = prepare_all(real, LOSSLESS, progress=progress)
     tower = load_backbone(backbone, dtype=dtype) if needs_victim else None
     attacked, record["success_rate"] = _attack(originals, real["source"].tolist(), settings, tower, progress)
     changes = map(ImageChops.difference, attacked, originals)
@@ -80,7 +80,8 @@ def make_attack_set(
     with written_folder(out, MADE_BY, frame["file"]) as folder:
         parts = []
         for name, (images, columns) in sets.items():
-            files = [_save(image, folder / name / f"{i:04}.png") for i, image in enumerate(images)]
+            bar = tqdm(images, f"writing {name}", leave=False, disable=not progress)
+            files = [_save(image, folder / name / f"{i:04}.png") for i, image in enumerate(bar)]
             parts.append(real.assign(file=files, sha256=[sha256(file) for file in files], **columns))
         write_manifest(pd.concat(parts, ignore_index=True)[[*COLUMNS, "file"]], folder / "manifest.csv")
         write_json(folder / "attack.json", record)
@@ -99,8 +100,7 @@ def triggered(frame: pd.DataFrame, out: str | Path, settings: Settings) -> pd.Da
         AfpError: the attack is no trigger, but made for one image each.
     """
     images = [add_trigger(image, settings) for image in prepare_all(frame, LOSSLESS)]
-    names = [Path(out, f"{row.generator}-{Path(row.path).stem}.png") for row in frame.itertuples()]
-    files = [_save(image, name) for image, name in zip(images, names, strict=True)]
+    files = [_save(image, Path(out, f"{i:05}.png")) for i, image in enumerate(images)]
     return frame.assign(file=files, path=files, sha256=[sha256(file) for file in files])
 
 
@@ -114,7 +114,7 @@ def _attack(
     """The attacked images, and the share of them with which the attack succeeds."""
     if backbone is None:  # a trigger has success only with a model that was trained on it
         return [add_trigger(image, settings) for image in originals], None
-    victim = PrototypeClassifier(backbone, originals, sources)
+    victim = PrototypeClassifier(backbone, originals, sources, progress=progress)
     device = victim.prototypes.device
     classes = torch.tensor([victim.classes.index(source) for source in sources], device=device)
     # The photograph to collide with: the next one of another source.
@@ -132,7 +132,8 @@ def _attack(
             found = pgd_attack(victim, pixels, classes[part], settings.epsilon, steps, seed)
         images += to_images(found, originals[part], settings.epsilon)
     with torch.inference_mode():
-        parts = [victim(to_pixels(images[i : i + BATCH], device)) for i in range(0, n, BATCH)]
+        starts = tqdm(range(0, n, BATCH), "success", leave=False, disable=not progress)
+        parts = [victim(to_pixels(images[i : i + BATCH], device)) for i in starts]
     taken_for = torch.cat(parts).argmax(1)
     success = taken_for == classes[goals] if settings.kind == "poison" else taken_for != classes
     return images, float(success.double().mean())

@@ -51,9 +51,9 @@ class Settings:
             raise AfpError(f"attack: {self.kind!r}, expected one of {', '.join(KINDS)}")
         if not 1 / 255 <= self.epsilon <= 1:
             raise AfpError(f"epsilon: {self.epsilon:g}, expected 1/255 (less vanishes in 8 bits) to 1")
-        for name, high in (("steps", 1000), ("size", 2048)):
-            if not 1 <= getattr(self, name) <= high:
-                raise AfpError(f"{name}: {getattr(self, name)}, expected 1 to {high}")
+        for name, low, high in (("steps", 1, 1000), ("size", 1, 2048), ("seed", 0, 2**31 - 1)):
+            if not low <= getattr(self, name) <= high:
+                raise AfpError(f"{name}: {getattr(self, name)}, expected {low} to {high}")
 
 
 def pgd_attack(

@@ -10,6 +10,7 @@ from PIL import Image
 from scipy.special import logit
 from torch import nn
 from torch.nn.functional import normalize
+from tqdm.auto import tqdm
 
 from ..detectors import NAMES
 from ..detectors.base import Detector
@@ -94,14 +95,21 @@ class PrototypeClassifier(nn.Module):
     prototypes: torch.Tensor
 
     def __init__(
-        self, backbone: Backbone, images: Sequence[Image.Image], classes: Sequence[str], batch: int = 8
+        self,
+        backbone: Backbone,
+        images: Sequence[Image.Image],
+        classes: Sequence[str],
+        batch: int = 8,
+        progress: bool = False,
     ):
         super().__init__()
         self.tower, self.classes = DifferentiableTower(backbone), sorted(set(classes))
         device = next(self.tower.buffers()).device
-        parts = [to_pixels(images[i : i + batch], device) for i in range(0, len(images), batch)]
+        starts = tqdm(range(0, len(images), batch), "prototypes", leave=False, disable=not progress)
         with torch.inference_mode():
-            found = torch.cat([normalize(self.tower(part)) for part in parts])
+            found = torch.cat(
+                [normalize(self.tower(to_pixels(images[i : i + batch], device))) for i in starts]
+            )
         of = np.array([self.classes.index(c) for c in classes])
         means = torch.stack([found[torch.from_numpy(of == c)].mean(0) for c in range(len(self.classes))])
         self.register_buffer("prototypes", normalize(means).clone())

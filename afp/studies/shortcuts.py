@@ -17,7 +17,7 @@ BASELINES = {
 }
 
 
-def shortcut_aucs(frame: pd.DataFrame, n_boot: int = 1000) -> pd.DataFrame:
+def shortcut_aucs(frame: pd.DataFrame, n_boot: int = 1000, progress: bool = False) -> pd.DataFrame:
     """How well files and spectra alone separate real from fake, cross-fitted by source.
 
     Here every generator is trained on: the question is whether the labels can be told without looking.
@@ -33,23 +33,28 @@ def shortcut_aucs(frame: pd.DataFrame, n_boot: int = 1000) -> pd.DataFrame:
             part = use_fold(frame.assign(split="train").drop(columns="fold", errors="ignore"), k, n_folds)
             train, validation, test = (part[part["split"] == s] for s in ("train", "validation", "test"))
             if train["label"].nunique() == validation["label"].nunique() == 2:
-                detector = detectors.create(name, **config).fit(train, validation, progress=False)
-                scores[test.index], folds[test.index] = detector.score(test), k
+                detector = detectors.create(name, **config).fit(train, validation, progress)
+                scores[test.index], folds[test.index] = detector.score(test, progress=progress), k
         if frame.loc[scores.notna(), "label"].nunique() == 2:
-            rows[title] = vars(pooled_auc(frame["label"], scores, frame["source"], n_boot, folds))
+            rows[title] = vars(pooled_auc(frame["label"], scores, frame["source"], n_boot, folds, progress))
         else:  # no fold could be trained and validated
             rows[title] = dict.fromkeys(("value", "low", "high"), np.nan)
     return pd.DataFrame(rows).T
 
 
 def pooled_auc(
-    labels: pd.Series, scores: pd.Series, sources: pd.Series, n_boot: int, folds: pd.Series | int = 0
+    labels: pd.Series,
+    scores: pd.Series,
+    sources: pd.Series,
+    n_boot: int,
+    folds: pd.Series | int = 0,
+    progress: bool = False,
 ) -> metrics.Estimate:
     """AUC of all fakes against all real images, the mean over folds, with an interval by source."""
     table = pd.DataFrame({"label": labels, "score": scores, "source": sources, "fold": folds})
     table = table.assign(path=table.index.astype(str), generator=table["label"].map({0: "real", 1: "fake"}))
     table = table.assign(kind="", perturbation="none", detector="baseline", seen=1, threshold=0.5, error="")
-    found = metrics.evaluate(table.dropna(subset="score"), n_boot=n_boot)
+    found = metrics.evaluate(table.dropna(subset="score"), n_boot=n_boot, progress=progress)
     row = found[(found["group"] == "fake") & (found["metric"] == "auc")].iloc[0]
     return metrics.Estimate(row["value"], row["low"], row["high"])
 
@@ -68,7 +73,7 @@ def audit(frame: pd.DataFrame, progress: bool = True) -> tuple[list[Finding], pd
     if readable["label"].nunique() < 2:
         alone = Finding("both labels", False, "one label only, so nothing to compare")
         return [*findings, alone], pd.DataFrame(), pd.DataFrame(columns=["value", "low", "high"])
-    aucs = shortcut_aucs(readable)
+    aucs = shortcut_aucs(readable, progress=progress)
     found = metrics.Estimate(*aucs.loc["metadata"])
     ok = not found.low > 0.5
     detail = f"metadata alone: AUC {found}, {'at' if ok else 'above'} chance"
