@@ -8,7 +8,13 @@ from scipy.optimize import brentq
 from scipy.stats import binomtest
 from sklearn import metrics as sk
 
-from afp.detectors.operating_point import choose_threshold, false_positive_rate, fewest_for, threshold_at_fpr
+from afp.detectors.operating_point import (
+    choose_operating_point,
+    choose_threshold,
+    false_positive_rate,
+    fewest_for,
+    threshold_at_fpr,
+)
 from afp.errors import AfpError
 from afp.results import metrics
 from afp.results.metrics import METRICS, Estimate, check_scores, compute, evaluate, paired_difference
@@ -412,6 +418,26 @@ def test_threshold_is_the_best_and_never_degenerate():
         grid = [sk.balanced_accuracy_score(y, p >= x) for x in np.linspace(0.005, 0.995, 34)]
         assert sk.balanced_accuracy_score(y, p >= t) >= max(grid) - 1e-9
         assert 0 < (p >= t).sum() < len(p)
+
+
+def test_a_threshold_spends_its_false_positive_rate_only_where_that_finds_more_fakes():
+    apart = [0] * 40 + [1] * 10, [*np.linspace(0.01, 0.2, 40), *np.linspace(0.8, 0.9, 10)]
+    point = choose_operating_point(*apart, range(50), target_fpr=0.05)
+    assert point.threshold == pytest.approx(0.5) and point.rate == 0
+    rng = np.random.default_rng(0)
+    for target in (0.05, 0.1, 0.25):
+        y = rng.permutation([0] * 60 + [1] * 30)
+        p = np.clip(rng.normal(0.4 + 0.2 * y, 0.2), 0, 1)
+        point = choose_operating_point(y, p, range(90), target_fpr=target)
+        gained = {
+            t: (p[y == 1] >= t).mean() - (p[y == 0] >= t).mean()
+            for t in (point.threshold, threshold_at_fpr(p[y == 0], target))
+        }
+        assert point.rate <= target and max(gained.values()) == gained[point.threshold]
+    reals = choose_operating_point([0] * 40, apart[1][:40], range(40), target_fpr=0.05)
+    assert reals.threshold == threshold_at_fpr(apart[1][:40], 0.05) and reals.rate == 0.05
+    for scores in ([0.7] * 50, [*np.linspace(0.5, 0.9, 40), *[0.1] * 10]):  # no threshold divides the classes
+        assert choose_operating_point(apart[0], scores, range(50), target_fpr=0.05).rate <= 0.05
 
 
 def test_a_threshold_keeps_its_false_positive_rate_and_is_no_higher_than_it_must_be():

@@ -126,7 +126,10 @@ def test_a_run_says_by_what_rule_its_threshold_was_chosen(small_frame, tmp_path)
     folder = runs.fit_run("spectrum", small_frame, tmp_path / "b", target_fpr=0.5, progress=False)
     content = json.loads((folder / "config.json").read_text())
     kept = read_scores(folder / "validation.csv").query("label == 0")
-    assert content["operating_point"]["rule"] == "a false-positive rate of 0.5"
+    assert (
+        content["operating_point"]["rule"]
+        == "the best balanced accuracy at a false-positive rate of at most 0.5"
+    )
     assert content["operating_point"]["rate"] == (kept["score"] >= content["threshold"]).mean() <= 0.5
     with pytest.raises(AfpError, match="target FPR: 2"):
         runs.fit_run("spectrum", small_frame, tmp_path / "c", target_fpr=2, progress=False)

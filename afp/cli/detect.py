@@ -40,7 +40,7 @@ def fit(
     target_fpr: Annotated[
         float | None,
         typer.Option(
-            help="Share of validation's real images that the threshold may call fake. [default: 0.05]"
+            help="Largest share of validation's real images that the threshold may call fake. [default: 0.05]"
         ),
     ] = None,
     balanced: Annotated[

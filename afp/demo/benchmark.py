@@ -2,7 +2,8 @@
 
 Two tiles of 256 pixels are cut from the middle of each photograph. A network paints a tile anew from its
 scaled-down version, so a real image and its fakes show the same thing and only the network's traces differ. All
-images are stored alike (256 pixels, PNG). ``data/demo.toml`` pins the sources, ``data/README.md`` gives their licences.
+images are stored alike (256 pixels, PNG). ``data/demo.toml`` pins the sources, ``data/README.md`` gives their
+licences.
 """
 
 from __future__ import annotations
