@@ -113,7 +113,7 @@ def test_other_weights_and_other_code_are_another_fit_and_a_comment_is_none(
     assert commented != code and identity(logistic, commented) == first
     documented = code.replace('"""Logistic regression on standardised', '"""Another text: standardised')
     assert documented != code and identity(logistic, documented) == first
-    assert identity(logistic, code.replace("max_iter=2000", "max_iter=3000")) != first
+    assert identity(logistic, code.replace("MAX_STEPS = 2000", "MAX_STEPS = 3000")) != first
     assert identity(logistic, code) == first
     assert identity(package / "results" / "tables.py", "") == first  # trains nothing
     assert identity(backbone / "model.safetensors", "weights") != first
