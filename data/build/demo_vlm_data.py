@@ -114,7 +114,7 @@ def color(image: Image.Image) -> str:
 
 
 def read_original(file: str | Path) -> Image.Image:
-    """A wallpaper as RGB, its short side at most 1,400 pixels."""
+    """An original as RGB, its short side at most 1,400 pixels."""
     with Image.open(file) as opened:
         opened.draft("RGB", (1800, 1800))  # a JPEG is decoded at a fraction of its size, if that is enough
         image = opened.convert("RGB")
