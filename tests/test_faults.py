@@ -643,12 +643,14 @@ def test_work_that_may_take_long(command, bars, run, table, tower, small_manifes
     ],
 )
 def test_a_parquet_manifest_of_other_types(column, value, named, afp, small_frame, tmp_path):
-    """Parquet manifests with null hashes, numbers for paths and null generators, audited
+    """Parquet manifests with null hashes, numbers for paths and null generators, audited and fitted on
     a finding or one line that names the column"""
     frame = small_frame.assign(path=small_frame["file"]).drop(columns="file")
     frame.assign(**{column: value}).to_parquet(tmp_path / "m.parquet")
     status, shown = afp("audit", tmp_path / "m.parquet")
     assert status in (1, 2) and named in shown and "Traceback" not in shown
+    fitted, _ = afp("fit", "-d", "spectrum", "-m", tmp_path / "m.parquet", "--out", tmp_path / "r")
+    assert fitted == (0 if column == "sha256" else 2)
 
 
 @pytest.mark.parametrize(
