@@ -87,7 +87,7 @@ class VlmDetector(Detector):
             `antifakeprompt` is `mixed` on a GPU.
     """
 
-    demo_recipe: ClassVar[Recipe] = Recipe(lr=0.03, epochs=5, batch_size=72)
+    demo_recipe: ClassVar[Recipe] = Recipe(lr=0.03, epochs=20, batch_size=72)
     backbone: str = DEMO
     question: str = "Is this photo real?"
     answers: tuple[str, str] = ("yes", "no")

@@ -225,9 +225,8 @@ def build(
 ) -> None:
     """Pretrain the miniature InstructBLIP and write it with its log and its examination.
 
-    The originals are those of `data/demo-vlm/photos.csv`, unpacked into one folder: Debian packages by
-    `apt-get download PACKAGE` and `dpkg -x PACKAGE.deb FOLDER`, source archives of the Python package index by
-    `tar` or `unzip`.
+    The originals are Debian wallpapers, listed in `data/demo-vlm/photos.csv`: `apt-get download PACKAGE` and
+    `dpkg -x PACKAGE.deb FOLDER` for each package named there.
     """
     photos = pd.read_csv(DEMO_VLM / "photos.csv")
     for path, digest in zip(photos["path"], photos["sha256"], strict=True):
