@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -18,8 +19,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 from tqdm.auto import tqdm
 
-from ..models.features import Features
 from ..paths import cache_dir
+
+if TYPE_CHECKING:  # the detectors that read no model import no torch
+    from ..models.features import Features
 
 C_GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 IN_MEMORY = 10**9  # bytes of float32 features up to which they are one array: 244,000 images of CLIP ViT-L/14
