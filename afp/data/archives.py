@@ -137,7 +137,7 @@ def _fields(suffix: str, content: bytes) -> dict:
     )
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=1024)  # shards that are read in random order
 def _tar_index(archive: str, size: int, changed: int) -> dict[str, tuple[int, int]]:
     """Member -> where its bytes begin, and how many they are."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -42,7 +43,9 @@ QUANTISED = "vision_int8.onnx"  # the image tower in 8 bits, beside a folder's w
 
 
 def best_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
+    """The accelerator if there is one, else the CPU; accelerate's `ACCELERATE_USE_CPU` asks for the CPU."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return torch.device("cpu")
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
