@@ -11,7 +11,7 @@ from PIL import Image
 
 from afp.data import manifest, splits
 from afp.data.audit import find_leaks
-from afp.data.images import describe_file, open_image
+from afp.data.images import describe_file, open_image, sha256
 from afp.errors import AfpError
 from afp.models import differentiable
 from afp.models.backbones import load_backbone
@@ -113,6 +113,10 @@ def test_triggers_are_where_they_should_be(images, small_frame, tmp_path):
     pattern = np.asarray(attacks.add_trigger(images[0], over_all))
     np.testing.assert_array_equal(pattern, np.asarray(attacks.add_trigger(images[1], over_all)))
     rows = attack_sets.triggered(small_frame.head(3), tmp_path, Settings("patch", size=8))
+    attack_sets.triggered(
+        small_frame.tail(3), tmp_path, Settings("patch", size=8)
+    )  # leaves the others as they are
+    assert [sha256(file) for file in rows["file"]] == rows["sha256"].tolist()
     assert rows["sha256"].tolist() != small_frame.head(3)["sha256"].tolist()
     assert (rows["label"] == small_frame.head(3)["label"]).all()
     with pytest.raises(AfpError, match="trigger"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,14 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 def triggered(frame: pd.DataFrame, out: str | Path, settings: Settings) -> pd.DataFrame:
     """The same rows with a trigger on every image, stored as PNG: to poison a training set, or to pull the trigger.
 
+    Files are named by their pixels, so a folder may hold the images of several calls.
+
     Raises:
         AfpError: the attack is no trigger, but made for one image each.
     """
     images = [add_trigger(image, settings) for image in prepare_all(frame, LOSSLESS)]
-    files = [_save(image, Path(out, f"{i:05}.png")) for i, image in enumerate(images)]
+    names = [hashlib.sha256(image.tobytes()).hexdigest()[:20] for image in images]
+    files = [_save(image, Path(out, f"{name}.png")) for image, name in zip(images, names, strict=True)]
     return frame.assign(file=files, path=files, sha256=[sha256(file) for file in files])
 
 
