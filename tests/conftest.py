@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,10 @@ def pytest_collection_modifyitems(items):
     half = len(long) // 2
     cut = len(items) // 2 - half
     items[:] = long[:half] + rest[:cut] + long[half:] + rest[cut:]
+
+
+def pytest_configure() -> None:
+    os.environ.pop("TQDM_DELAY", None)  # of `afp.cli`, which is imported above; no worker must inherit it
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -530,4 +530,4 @@ def test_errors_of_text_and_loss(folders, frames):
     with pytest.raises(ModelError, match="init is 'zebra'"):
         detectors.create("clip-prompt", backbone=folders["dual"], init="zebra").fit(*frames, progress=False)
     with pytest.raises(ModelError, match="loss is nan"):
-        detectors.create("clip-adapter", backbone=folders["clip"], lr=1e30).fit(*frames, progress=False)
+        detectors.create("clip-adapter", backbone=folders["clip"], lr=1e9).fit(*frames, progress=False)
