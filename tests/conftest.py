@@ -75,6 +75,19 @@ def demo_frame(demo_manifest) -> pd.DataFrame:
     return read_manifest(demo_manifest)
 
 
+@pytest.fixture
+def unlistable(monkeypatch) -> None:
+    """Folders named ``locked`` cannot be listed, not even by root."""
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+
 def picture(seed: int, size: int = 64) -> Image.Image:
     """A picture with coarse structure and fine grain, as a photograph has; the same for the same seed."""
     rng = np.random.default_rng(seed)

@@ -700,20 +700,12 @@ def test_a_large_text_in_a_png(afp, run, tmp_path):
 
 
 @pytest.mark.cases(2)
-def test_files_and_folders_that_are_left_out(afp, run, photos, tmp_path, monkeypatch):
+def test_files_and_folders_that_are_left_out(afp, run, photos, tmp_path, unlistable):
     """Photographs beside files that are none, and a folder among theirs that may not be listed
     the photographs are scored, the others counted by extension and reason"""
     for name in ("a.pdf", "b.pdf", "notes"):
         (photos / name).write_text("no image")
     (photos / "locked").mkdir()
-    scan = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("locked"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)  # root may list everything
     status, shown = afp("score", photos, "--run", run, "--out", tmp_path / "s.csv")
     assert status == 0 and "3 scored" in shown and "4 skipped" in shown
     assert all(

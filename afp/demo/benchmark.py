@@ -9,7 +9,6 @@ licences.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -85,8 +84,7 @@ def _build(folder: Path, progress: bool) -> None:
     for pin in networks:
         Network.pinned(pin["name"]).unpack()
     # A process a core: ncnn holds Python's lock, and its own threads wait for each other.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    made = Parallel(cores, return_as="generator")(delayed(_of_photo)(folder, p, networks) for p in photos)
+    made = Parallel(-1, return_as="generator")(delayed(_of_photo)(folder, p, networks) for p in photos)
     bar = tqdm(made, "demo photographs", len(photos), unit="photograph", disable=not progress)
     rows = [row for of_photo in bar for row in of_photo] + [_wild(folder, pin) for pin in pins()["wild"]]
     frame = pd.DataFrame(rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import cpu_count
 from PIL import Image
 
 from ..errors import ModelError, require
@@ -20,9 +21,8 @@ from .packages import Package, pins
 def load_net(stem: Path) -> Any:
     """An `ncnn.Net` on the CPU, in float32, from ``<stem>.param`` and ``.bin``. ModelError: damaged files."""
     net = require("ncnn", extra="demo").Net()
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     # Beside a busy process one thread too many makes ncnn many times slower, so the usual limit holds here too.
-    net.opt.num_threads = int(os.environ.get("OMP_NUM_THREADS") or threads or 1)
+    net.opt.num_threads = int(os.environ.get("OMP_NUM_THREADS") or cpu_count())
     net.opt.use_vulkan_compute = False
     # Half precision differs between processors, and some networks overflow in it.
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False

