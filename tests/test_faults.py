@@ -723,7 +723,8 @@ def test_files_and_folders_that_are_left_out(afp, run, photos, tmp_path, unlista
         (["fit", "-d", "vlm-prompt", "-m", "MANIFEST", "--set", "seed=-1"], "seed is -1, expected 0"),
         (["fit", "--preset", "paper", "-m", "MANIFEST", "--set", "lr=1e308"], "lr is 1e+308, expected"),
         (["fit", "-d", "spectrum", "-m", "MANIFEST", "--out", "/"], "/: is not empty"),
-        (["fit", "-d", "spectrum", "-m", "MANIFEST", "--out", ""], ".: is not empty"),
+        (["fit", "-d", "spectrum", "-m", "MANIFEST", "--out", ""], "one of the arguments is empty"),
+        (["score", ""], "one of the arguments is empty"),
         (["manifest", "--real", "IMAGES", "--fake", "\udcff=IMAGES", "--out", "OUT.csv"], "is not UTF-8"),
         (["manifest", "--real", "IMAGES", "--fake", "a\nb=IMAGES", "--out", "OUT.csv"], "control characters"),
     ],
@@ -736,6 +737,14 @@ def test_values_that_make_no_sense(command, named, afp, small_manifest, tmp_path
         command = [part.replace(name, str(place)) for part in command]
     status, shown = afp(*command)
     assert status == 2 and named in line(shown) and not list(tmp_path.iterdir())
+
+
+def test_a_rank_that_no_layer_has(afp, small_manifest, tmp_path):
+    """LoRA of a rank of 99,999,999, which would take all memory
+    one line that says the largest"""
+    command = ("fit", "-d", "vlm-lora", "--backbone", save_vlm(tmp_path / "vlm", small_config()))
+    status, shown = afp(*command, "-m", small_manifest, "--set", "rank=99999999", "--out", tmp_path / "r")
+    assert status == 2 and "rank is 99999999, expected at most 16" in line(shown)
 
 
 def test_a_folder_that_is_named_like_a_table(afp, run, photos, tmp_path):

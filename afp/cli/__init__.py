@@ -104,6 +104,10 @@ def main(arguments: list[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # where a terminal's encoding lacks a character
     try:
+        if "" in arguments:  # as a path it would be the current folder
+            raise AfpError(
+                "one of the arguments is empty, expected a value; is a variable of the shell not set?"
+            )
         app(arguments)
     except Exception as error:
         from safetensors import SafetensorError

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 
-from ..errors import ModelError
 from ..models.backbones import DualModel, load_backbone
+from ..models.low_rank import add_low_rank, check_low_rank
 from ..models.soft_prompts import adapter_folder, make_trainable, save_adapter
 from ..models.text_tower import check_text
 from ..models.training import Recipe
@@ -43,11 +43,7 @@ class ClipLora(ClipFinetune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
-            raise ModelError(
-                f"clip-lora: rank {self.rank}, alpha {self.alpha}, dropout {self.dropout}; expected a rank of 1 or"
-                " more, an alpha above 0, a dropout from 0 to below 1"
-            )
+        check_low_rank(self.rank, self.alpha, self.dropout)
 
     @property
     def n_trainable(self) -> int:
@@ -57,11 +53,10 @@ class ClipLora(ClipFinetune):
         return backbone.n_blocks * len(TARGETS) * self.rank * 2 * backbone.width
 
     def _trainable(self, model: DualModel) -> DualModel:
-        config = LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=list(TARGETS)
-        )
         if not isinstance(model.vision_model, PeftModel):
-            model.vision_model = get_peft_model(model.vision_model, config)
+            model.vision_model = add_low_rank(
+                model.vision_model, TARGETS, self.rank, self.alpha, self.dropout
+            )
         return make_trainable(model)
 
     def _save(self, folder: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 
 from ..errors import ModelError
+from ..models.low_rank import add_low_rank, check_low_rank
 from ..models.training import Recipe
 from .vlm import TOWERS, VlmDetector
 
@@ -40,11 +41,7 @@ class VlmLora(VlmDetector):
         super().__post_init__()
         if self.tower not in TOWERS:
             raise ModelError(f"vlm-lora: tower is {self.tower!r}, expected one of {TOWERS}")
-        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
-            raise ModelError(
-                f"vlm-lora: rank {self.rank}, alpha {self.alpha}, dropout {self.dropout}; expected a rank of 1 or"
-                " more, an alpha above 0, a dropout from 0 to below 1"
-            )
+        check_low_rank(self.rank, self.alpha, self.dropout)
 
     @property
     def trained_towers(self) -> tuple[str, ...]:
@@ -54,11 +51,8 @@ class VlmLora(VlmDetector):
     def _attach(self, tower: str) -> PeftModel:
         base, _ = self._tower(tower)
         kind = "t5" if base.config.model_type == "t5" else tower
-        config = LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=TARGETS[kind]
-        )
         torch.manual_seed(self.recipe().seed)
-        return get_peft_model(base, config)
+        return add_low_rank(base, TARGETS[kind], self.rank, self.alpha, self.dropout)
 
     def _restore(self, tower: str, folder: Path) -> PeftModel:
         return PeftModel.from_pretrained(self._tower(tower)[0], str(folder))

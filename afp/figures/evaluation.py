@@ -12,7 +12,7 @@ import seaborn as sns
 from sklearn.metrics import roc_curve
 
 from ..errors import AfpError
-from ..results.metrics import CONTROLS, N_BINS, check_scores, compute
+from ..results.metrics import CONTROLS, N_BINS, check_scores, compute, in_order_of_distance
 from .style import (
     DOUBLE,
     SERIES,
@@ -28,7 +28,6 @@ from .style import (
     name_rows,
 )
 
-WILD = ("text-to-image", "commercial")
 DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 
 
@@ -61,9 +60,9 @@ def held_out_bars(results: pd.DataFrame) -> Drawn:
     chance_line(ax, upright=True)
     if len(groups) > len(generators):
         ax.axhline(len(generators) - 0.5, color="0.4", linewidth=0.6)
-    ax.set_xlabel("AUC")
-    keys = [key(name, **look) for name, look in looks.items()]
-    for name in single["against"].unique():
+    keys, sets = [key(name, **look) for name, look in looks.items()], single["against"].unique()
+    ax.set_xlabel(f"AUC against {sets[0]}" if len(sets) == 1 and sets[0] else "AUC")
+    for name in sets if len(sets) > 1 else ():
         face = "0.3" if name in ("real", "") else "white"
         text = f"against {name}" if name else "fakes only"
         keys.append(key(text, color="0.3", marker="o", linestyle="", markerfacecolor=face))
@@ -152,17 +151,6 @@ def _aucs(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _row_names(groups: list[str], single: pd.DataFrame) -> list[str]:
     seen = set(single.loc[single["seen"] == 1, "group"])
     return [f"{group} (held-in)" if group in seen else group for group in groups]
-
-
-def in_order_of_distance(rows: pd.DataFrame) -> list[str]:
-    """Generators (column `group`), from what was trained on to what is farthest from it.
-
-    Held-in ones come first, then the others of a held-in kind, other kinds, images from the wild.
-    """
-    near = set(rows.loc[rows["seen"] == 1, "kind"])
-    steps = [rows["seen"] == 1, rows["kind"].isin(near), ~rows["kind"].isin(WILD)]
-    ordered = rows.assign(step=np.select(steps, [0, 1, 2], 3)).sort_values(["step", "kind"], kind="stable")
-    return list(ordered["group"].unique())
 
 
 @drawing

@@ -55,6 +55,7 @@ METRICS = (
 REAL_METRICS = ("false_positive_rate", "false_positive_rate_val")
 LOWER_IS_BETTER = frozenset({"eer", "ece", "nll", *REAL_METRICS})
 CONTROLS = ("real-resampled",)
+FARTHEST = ("inpainting", "text-to-image", "commercial")  # kinds of generator, the farthest last
 N_BINS = 15
 POOL_BELOW = 5  # images: too few for an estimate of their own
 KEY = ["detector", "perturbation", "path", "place"]  # tells a table's rows apart
@@ -404,7 +405,7 @@ def _pairs(block: pd.DataFrame) -> tuple[_Rows, dict[_Key, _Pair]]:
     pairs = {}
     fakes = block.loc[is_fake, ["group", "kind", "seen", "set"]].groupby("group")
     fakes = fakes.agg({"kind": "first", "seen": "max", "set": set})
-    fakes = fakes.sort_values(["seen", "kind"], ascending=[False, True], kind="stable")
+    fakes = fakes.loc[in_order_of_distance(fakes.reset_index())]
     for against, real in (sides or {"": rows["fake",]}).items():
         for group, kind, _, sets in fakes.itertuples():
             rows["fake", group] = is_fake & (block["group"] == group).to_numpy()
@@ -420,6 +421,21 @@ def _pairs(block: pd.DataFrame) -> tuple[_Rows, dict[_Key, _Pair]]:
             rows[mine] = real & (name == real_name).to_numpy()
             pairs[real_name, "real", ""] = _Pair(("fake",), mine, real_name)
     return rows, pairs
+
+
+def in_order_of_distance(rows: pd.DataFrame) -> list[str]:
+    """Generators (column ``group``) from what was trained on to what is farthest from it.
+
+    Held-in ones come first, then the others of a held-in kind, then other kinds by name, then `FARTHEST`.
+
+    Args:
+        rows: with ``group``, ``kind`` and ``seen``.
+    """
+    near = set(rows.loc[rows["seen"] == 1, "kind"])
+    far = rows["kind"].map({kind: 3 + i for i, kind in enumerate(FARTHEST)}).fillna(2)
+    step = np.select([rows["seen"] == 1, rows["kind"].isin(near)], [0, 1], far)
+    ordered = rows.assign(step=step).sort_values(["step", "kind"], kind="stable")
+    return list(ordered["group"].unique())
 
 
 def _within_folds(

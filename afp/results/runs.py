@@ -159,6 +159,8 @@ def _weights(backbone: str) -> object:
         return None
     folder = backbone_folder(backbone)
     if folder.is_dir():
+        if not (folder / "config.json").is_file():  # no backbone; the fit will say so
+            return None
         files = sorted(
             f for f in folder.rglob("*") if f.suffix in (".safetensors", ".json", ".txt", ".model")
         )

@@ -1,0 +1,39 @@
+"""Low-rank adapters (LoRA, Hu et al., 2021) in a tower's attention, by peft."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from ..errors import ModelError
+
+
+def check_low_rank(rank: int, alpha: int, dropout: float) -> None:
+    """Raises ModelError for a rank under 1, an alpha of 0 or less, a dropout outside of [0, 1)."""
+    if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
+        raise ModelError(
+            f"rank {rank}, alpha {alpha}, dropout {dropout}; expected a rank of 1 or more, an alpha above 0, a "
+            "dropout from 0 to below 1"
+        )
+
+
+def add_low_rank(
+    tower: PreTrainedModel, targets: Sequence[str], rank: int, alpha: int, dropout: float
+) -> PeftModel:
+    """The tower with an adapter in each of its layers of these names; nothing else is trainable.
+
+    Args:
+        tower: changed in place.
+        targets: how the layers' names end, such as ``q_proj``.
+        rank, alpha, dropout: LoRA's.
+    Raises:
+        ModelError: a rank over the smallest side of such a layer, which can change all of it.
+    """
+    sides = [min(m.weight.shape) for n, m in tower.named_modules() if n.rpartition(".")[2] in targets]
+    if sides and rank > min(sides):
+        raise ModelError(f"rank is {rank}, expected at most {min(sides)}, the width of {targets[0]}")
+    return get_peft_model(
+        tower, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets))
+    )
