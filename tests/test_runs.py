@@ -96,6 +96,7 @@ def test_other_weights_and_other_code_are_another_fit_and_a_comment_is_none(
     monkeypatch.setattr(runs, "__file__", str(package / "results" / "runs.py"))
     backbone = tmp_path / "backbone"
     backbone.mkdir()
+    (backbone / "config.json").write_text("{}")
     detector = detectors.create("linear-probe", backbone=str(backbone))
 
     def identity(file: Path, content: str) -> str:

@@ -10,6 +10,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from joblib.externals.loky import get_reusable_executor
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
@@ -160,6 +161,7 @@ def test_a_grid_runs_each_setting_once(afp, tmp_path):
     path = write(tmp_path, count, fail, table)
     (tmp_path / "grid.yaml").write_text("n: [1, 2]\nrate: [0.5, 0.25]\n")
     command = ("run", path, "--grid", tmp_path / "grid.yaml", "-j", 2, "--out", tmp_path / "out")
+    get_reusable_executor().shutdown()  # processes of an earlier test have its environment
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COUNT", str(tmp_path))
         patch.delenv("AFP_FIGURES")
