@@ -29,6 +29,14 @@ SCORED_AT_ONCE = 4096  # images whose features a head holds in memory
 IMAGES = "images.csv"  # what the run was fitted, validated and calibrated on: sha256, source, role
 # What a run may have otherwise that a training starts from.
 MAY_CHANGE = ("preset", "normalisation", "seed", "epochs", "lr", "batch_size", "cache_tokens")
+# What stands in a run's config.
+_FIELDS: dict[str, tuple[Any, str]] = {
+    "detector": (str, "a name"),
+    "config": (dict, "settings by name"),
+    "threshold": ((float, int), "a number"),
+    "generators": (list, "a list of names"),
+    "operating_point": (dict | None, "settings by name, or null"),
+}
 # Everything else in a run is what it learned.
 RECORDS = ("config.json", IMAGES, "validation.csv", "calibration.csv", "history.csv", "environment.json")
 
@@ -318,11 +326,12 @@ def read_config(folder: str | Path) -> dict:
         raise ModelError(f"{folder}: no run here (no config.json); make one with `afp fit`") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not a readable run config ({error})") from error
-    for key, kind in {"detector": str, "config": dict, "threshold": float, "generators": list}.items():
-        if not isinstance(content, dict) or key not in content:
+    content = {"operating_point": None, **content} if isinstance(content, dict) else {}
+    for key, (kind, words) in _FIELDS.items():
+        if key not in content:
             raise ModelError(f"{path}: field {key!r} is missing")
-        if not isinstance(content[key], (float, int) if kind is float else kind):
-            raise ModelError(f"{path}: {key} is {content[key]!r}, expected a {kind.__name__}")
+        if not isinstance(content[key], kind):
+            raise ModelError(f"{path}: {key} is {content[key]!r}, expected {words}")
     for generator in content["generators"]:
         if not isinstance(generator, str):
             raise ModelError(f"{path}: generators hold {generator!r}, expected names")
