@@ -119,84 +119,113 @@ class Estimate:
 
 
 class _Side:
-    """Images of one class, from the highest score down, under the weights of some replicates.
+    """Images of one class, from the highest score down.
 
     Args:
         label: theirs, 0 or 1.
         scores, thresholds: (n,), scores falling.
-        weights: (replicates, n).
     """
 
-    def __init__(self, label: int, scores: np.ndarray, thresholds: np.ndarray, weights: np.ndarray):
-        self.falling, self.thresholds = -scores, np.unique(thresholds)
-        self.above = _sums(weights)
-        self.total = self.above[:, -1]
-        self.called_val = weights @ np.where(np.isnan(thresholds), np.nan, scores >= thresholds)
+    def __init__(self, label: int, scores: np.ndarray, thresholds: np.ndarray):
+        self.falling, self.thresholds, self.errors = -scores, np.unique(thresholds), scores - label
+        self.called = np.where(np.isnan(thresholds), np.nan, scores >= thresholds)
         epsilon = np.finfo(float).eps
-        self.loss = weights @ -np.log(np.clip(scores if label else 1 - scores, epsilon, 1 - epsilon))
+        self.losses = -np.log(np.clip(scores if label else 1 - scores, epsilon, 1 - epsilon))
         bins = np.minimum((scores * N_BINS).astype(int), N_BINS - 1)
-        ends = np.searchsorted(-bins, -np.arange(N_BINS, -1, -1), side="right")
-        self.gaps = np.diff(_sums(weights * (scores - label))[:, ends], axis=1)
+        self.bins = np.searchsorted(-bins, -np.arange(N_BINS, -1, -1), side="right")
 
     def reaching(self, scores: ArrayLike) -> np.ndarray:
-        """Weight of the images with at least these scores: (replicates, ...)."""
-        return self.above[:, np.searchsorted(self.falling, -np.asarray(scores), side="right")]
+        """How many images have at least these scores."""
+        return np.searchsorted(self.falling, -np.asarray(scores), side="right")
 
     def over(self, scores: ArrayLike) -> np.ndarray:
-        """Weight of the images with higher scores: (replicates, ...)."""
-        return self.above[:, np.searchsorted(self.falling, -np.asarray(scores), side="left")]
+        """How many images have higher scores."""
+        return np.searchsorted(self.falling, -np.asarray(scores), side="left")
 
 
-def _sums(values: np.ndarray) -> np.ndarray:
+class _Sums(NamedTuple):
+    """What one side's images weigh in some replicates.
+
+    Args:
+        above: (replicates, 1 + n), of the first 0, 1, ... n images.
+        called, loss: (replicates,), of those that are called fake at their own thresholds, and their log loss.
+        gaps: (replicates, N_BINS), sums of score - label.
+    """
+
+    above: np.ndarray
+    called: np.ndarray
+    loss: np.ndarray
+    gaps: np.ndarray
+
+    @classmethod
+    def of(cls, side: _Side, weights: np.ndarray) -> _Sums:
+        """Weights: (replicates, n)."""
+        gaps = np.diff(_running(weights * side.errors)[:, side.bins], axis=1)
+        return cls(_running(weights), weights @ side.called, weights @ side.losses, gaps)
+
+    @property
+    def total(self) -> np.ndarray:
+        return self.above[:, -1]
+
+
+def _running(values: np.ndarray) -> np.ndarray:
     """Sums of the first 0, 1, ... n of (replicates, n)."""
     sums = np.zeros((len(values), values.shape[1] + 1))
     np.cumsum(values, axis=1, out=sums[:, 1:])
     return sums
 
 
-def _compare(real: _Side, fake: _Side) -> dict[str, np.ndarray]:
-    """`METRICS` and `REAL_METRICS`, each (replicates,); fakes that have one threshold lend it to the real images."""
-    total, real_called_val = real.total + fake.total, real.called_val
-    if len(fake.thresholds) == 1 and np.isfinite(fake.thresholds[0]):
-        real_called_val = real.reaching(fake.thresholds[0])
-    found = {}
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for suffix, called_real, called_fake in (
-            ("", real.reaching(0.5), fake.reaching(0.5)),
-            ("_val", real_called_val, fake.called_val),
-        ):
-            found["accuracy" + suffix] = (real.total - called_real + called_fake) / total
-            found["real_accuracy" + suffix] = 1 - called_real / real.total
-            found["fake_accuracy" + suffix] = called_fake / fake.total
-            found["false_positive_rate" + suffix] = called_real / real.total
-        found |= _of_the_curve(real, fake)
-        found["ece"] = np.abs(real.gaps + fake.gaps).sum(1) / total
-        found["nll"] = (real.loss + fake.loss) / total
-    return found
+class _Comparison:
+    """Fakes against real images. Where a score stands among the others is the same in all replicates.
 
-
-def _of_the_curve(real: _Side, fake: _Side) -> dict[str, np.ndarray]:
-    """AUC, AP, EER and TPR at three FPR; NaN without both classes.
-
-    The ROC curve turns at the scores of fakes: from one to the next it runs along the real images between them.
+    Fakes that have one threshold lend it to the real images.
     """
-    scores = -np.unique(fake.falling)
-    tp, fp, fp_before = fake.reaching(scores), real.reaching(scores), real.over(scores)
-    steps = np.diff(tp, axis=1, prepend=0)
-    found = {"auc": (steps * (real.total[:, None] - (fp + fp_before) / 2)).sum(1) / (fake.total * real.total)}
-    found["ap"] = (steps * np.where(steps > 0, tp / (tp + fp), 0.0)).sum(1) / fake.total
 
-    fpr, tpr = _corners(fp_before, fp, real.total), _corners(tp - steps, tp, fake.total)
-    excess = fpr + tpr - 1  # FPR - FNR rises from -1 to 1 along the curve; the EER is where it crosses 0
-    after, rows = np.argmax(excess >= 0, axis=1), np.arange(len(tp))
-    e0, e1, f0, f1 = (a[rows, at] for a in (excess, fpr) for at in (after - 1, after))
-    found["eer"] = f0 - e0 / (e1 - e0) * (f1 - f0)
-    for percent in (1, 5, 10):
-        # Rounding must not forbid 1 of 20 images at 5 %.
-        allowed = np.count_nonzero(fpr <= percent / 100 + 1e-9, axis=1)
-        found[f"tpr_at_{percent}_fpr"] = tpr[rows, allowed - 1]
-    both = (real.total > 0) & (fake.total > 0)
-    return {name: np.where(both, values, np.nan) for name, values in found.items()}
+    def __init__(self, real: _Side, fake: _Side):
+        scores = -np.unique(fake.falling)
+        self.tp, self.fp, self.fp_before = fake.reaching(scores), real.reaching(scores), real.over(scores)
+        self.at_half = real.reaching(0.5), fake.reaching(0.5)
+        one = len(fake.thresholds) == 1 and np.isfinite(fake.thresholds[0])
+        self.at_threshold = real.reaching(fake.thresholds[0]) if one else None
+
+    def measure(self, real: _Sums, fake: _Sums) -> dict[str, np.ndarray]:
+        """`METRICS` and `REAL_METRICS`, each (replicates,)."""
+        total, found = real.total + fake.total, {}
+        half = real.above[:, self.at_half[0]], fake.above[:, self.at_half[1]]
+        own = real.called if self.at_threshold is None else real.above[:, self.at_threshold], fake.called
+        with np.errstate(invalid="ignore", divide="ignore"):
+            for suffix, (called_real, called_fake) in (("", half), ("_val", own)):
+                found["accuracy" + suffix] = (real.total - called_real + called_fake) / total
+                found["real_accuracy" + suffix] = 1 - called_real / real.total
+                found["fake_accuracy" + suffix] = called_fake / fake.total
+                found["false_positive_rate" + suffix] = called_real / real.total
+            found |= self._of_the_curve(real, fake)
+            found["ece"] = np.abs(real.gaps + fake.gaps).sum(1) / total
+            found["nll"] = (real.loss + fake.loss) / total
+        return found
+
+    def _of_the_curve(self, real: _Sums, fake: _Sums) -> dict[str, np.ndarray]:
+        """AUC, AP, EER and TPR at three FPR; NaN without both classes.
+
+        The ROC curve turns at the scores of fakes: from one to the next it runs along the real images between them.
+        """
+        tp, fp, fp_before = fake.above[:, self.tp], real.above[:, self.fp], real.above[:, self.fp_before]
+        steps = np.diff(tp, axis=1, prepend=0)
+        area = (steps * (real.total[:, None] - (fp + fp_before) / 2)).sum(1)
+        found = {"auc": area / (fake.total * real.total)}
+        found["ap"] = (steps * np.where(steps > 0, tp / (tp + fp), 0.0)).sum(1) / fake.total
+
+        fpr, tpr = _corners(fp_before, fp, real.total), _corners(tp - steps, tp, fake.total)
+        excess = fpr + tpr - 1  # FPR - FNR rises from -1 to 1 along the curve; the EER is where it crosses 0
+        after, rows = np.argmax(excess >= 0, axis=1), np.arange(len(tp))
+        e0, e1, f0, f1 = (a[rows, at] for a in (excess, fpr) for at in (after - 1, after))
+        found["eer"] = f0 - e0 / (e1 - e0) * (f1 - f0)
+        for percent in (1, 5, 10):
+            # Rounding must not forbid 1 of 20 images at 5 %.
+            allowed = np.count_nonzero(fpr <= percent / 100 + 1e-9, axis=1)
+            found[f"tpr_at_{percent}_fpr"] = tpr[rows, allowed - 1]
+        both = (real.total > 0) & (fake.total > 0)
+        return {name: np.where(both, values, np.nan) for name, values in found.items()}
 
 
 def _corners(before: np.ndarray, after: np.ndarray, total: np.ndarray) -> np.ndarray:
@@ -224,8 +253,8 @@ def compute(
     y, p, t = y[order], p[order], np.broadcast_to(np.asarray(thresholds, float), y.shape)[order]
     given = np.ones(len(y)) if weights is None else np.asarray(weights, float)
     w = np.atleast_2d(given)[:, order]
-    real, fake = (_Side(label, p[y == label], t[y == label], w[:, y == label]) for label in (0, 1))
-    found = _compare(real, fake)
+    sides = [_Side(label, p[y == label], t[y == label]) for label in (0, 1)]
+    found = _Comparison(*sides).measure(*(_Sums.of(side, w[:, y == i]) for i, side in enumerate(sides)))
     return found if given.ndim == 2 else {name: values[0] for name, values in found.items()}
 
 
@@ -453,15 +482,14 @@ def _within_folds(
     bar = tqdm(total=n_folds * len(counts), desc="intervals", leave=False, disable=not progress)
     for k in range(n_folds):
         at = {name: np.flatnonzero(of & (fold == k)) for name, of in rows.items()}
+        sides = {name: _Side(name[0] == "fake", score[i], threshold[i]) for name, i in at.items()}
+        compared = {key: _Comparison(sides[pair.real], sides[pair.fake]) for key, pair in pairs.items()}
         step = max(1, _CHUNK // max(1, sum(map(len, at.values()))))
         parts: dict[_Key, list[_Values]] = {key: [] for key in pairs}
         for some in np.split(counts, range(step, len(counts), step)):
-            sides = {
-                name: _Side(name[0] == "fake", score[i], threshold[i], some[:, source[i]] * 1.0)
-                for name, i in at.items()
-            }
+            sums = {name: _Sums.of(sides[name], some[:, source[i]] * 1.0) for name, i in at.items()}
             for key, pair in pairs.items():
-                parts[key].append(_compare(sides[pair.real], sides[pair.fake]))
+                parts[key].append(compared[key].measure(sums[pair.real], sums[pair.fake]))
             bar.update(len(some))
         for key, part in parts.items():
             folds[key].append({m: np.concatenate([found[m] for found in part]) for m in part[0]})
