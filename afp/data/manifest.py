@@ -51,7 +51,8 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
         if column in frame:
             frame[column] = pd.to_numeric(frame[column], errors="coerce")
     for column in (c for c in COLUMNS if c not in ("label", "fold")):
-        frame[column] = frame[column].astype(object).fillna("").astype(str)
+        text = frame[column] if frame[column].dtype == "str" else frame[column].astype(object)
+        frame[column] = text.fillna("").astype(str)
     if "fold" not in frame:
         frame["fold"] = hash_folds(frame)
     for column, bad in [
