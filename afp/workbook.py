@@ -20,7 +20,9 @@ import papermill
 import yaml
 from joblib import Parallel, delayed
 from jupyter_client.kernelspec import KernelSpecManager
-from jupyter_client.manager import KernelManager
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from papermill.models import Parameter
 from papermill.translators import PythonTranslator
@@ -107,11 +109,14 @@ def execute(path: Path, values: dict[str, str] | None = None, out: Path | None =
     try:
         _run(path, working, typed, figures)
         notebook = nbformat.read(working, as_version=4)
-    except PapermillExecutionError as error:
+    except (PapermillExecutionError, DeadKernelError) as error:
         failed = target.with_name(f"failed-{target.name}")  # no number in front: not one of the workbook's
         working.replace(failed)
-        what = f"{path.name}: cell {error.cell_index} failed: {error.ename}: {error.evalue}"
-        raise AfpError(f"{what}\n{error}\nsee {failed}") from None
+        if isinstance(error, DeadKernelError):
+            what = f"{path.name}: its kernel was killed, as happens where memory runs out"
+        else:
+            what = f"{path.name}: cell {error.cell_index} failed: {error.ename}: {error.evalue}\n{error}"
+        raise AfpError(f"{what}\nsee {failed}") from None
     finally:
         working.unlink(missing_ok=True)
     _clean(notebook)
@@ -207,8 +212,9 @@ def _run(path: Path, working: Path, values: dict[str, Any], figures: Path) -> No
     """
     python_path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     this_python = KernelSpecManager(kernel_dirs=[])  # any folder's "python3" may be another environment's
-    kernel = KernelManager(kernel_name=KERNEL, kernel_spec_manager=this_python)
-    kernel.start_kernel(
+    # An asynchronous one: with the other, nobody notices that a kernel has died, and the run never ends.
+    kernel = AsyncKernelManager(kernel_name=KERNEL, kernel_spec_manager=this_python)
+    run_sync(kernel.start_kernel)(
         cwd=str(NOTEBOOKS),
         env=os.environ | {"PYTHONPATH": python_path, "AFP_FIGURES": str(figures)},
         extra_arguments=["--HistoryManager.hist_file=:memory:", "--log-level=ERROR"],
@@ -230,11 +236,11 @@ def _run(path: Path, working: Path, values: dict[str, Any], figures: Path) -> No
         done.result()
     except KeyboardInterrupt:
         logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the kernel's death is no news
-        kernel.signal_kernel(signal.SIGKILL)
+        run_sync(kernel.signal_kernel)(signal.SIGKILL)
         thread.join(20)  # it notices, and writes what it has
         raise
     finally:
-        kernel.shutdown_kernel(now=True)
+        run_sync(kernel.shutdown_kernel)(now=True)
 
 
 def _value(path: Path, parameter: Parameter, text: str) -> bool | int | float | str | None:

@@ -530,6 +530,15 @@ def test_an_interrupted_notebook(tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_notebook_whose_kernel_is_killed(afp, tmp_path):
+    """A notebook's kernel killed (SIGKILL), as by the system where memory runs out
+    one line that says so, in seconds; what was computed is kept"""
+    path = notebook(tmp_path, "print('computed')", "import os\nos.kill(os.getpid(), 9)")
+    status, shown = afp("run", path, "--out", tmp_path / "out")
+    assert status == 2 and "its kernel was killed" in line(shown)
+    assert "computed" in (tmp_path / "out" / "failed-50_try.ipynb").read_text()
+
+
 @pytest.mark.cases(4)
 def test_a_killed_build_and_two_at_once(afp, tmp_path):
     """A gallery killed (SIGKILL) at 2 moments, then two written at once, over an older one
