@@ -22,13 +22,13 @@ help:
 	@echo "make setup      create $(VENV) with the tested environment"
 	@echo "make demo       build the demo benchmark, fit the detectors, run four notebooks, print the table"
 	@echo "make test       lint, types, tests"
-	@echo "make bench      speed and memory as ratios, half an hour: the table of docs/benchmarks.md"
+	@echo "make bench      speed and memory as ratios, an hour: the table of docs/benchmarks.md"
 	@echo "make faults     what was tried to break it, how often, what held: docs/faults.md"
 	@echo "make results    fit all twelve detectors, keep their scores in data/results/, print the README's table"
 	@echo "make robustness score them under JPEG and blur, keep the scores in data/robustness.csv.gz"
 	@echo "make lab        open the workbook in JupyterLab"
 	@echo "make gallery    executed notebooks and figures as static pages in gallery/"
-	@echo "make notebooks  run every notebook in full (half an hour) and keep its outputs in notebooks/"
+	@echo "make notebooks  run every notebook in full (up to an hour) and keep its outputs in notebooks/"
 	@echo "make clean      delete what was built, but not the downloads"
 
 setup: $(VENV)/.stamp

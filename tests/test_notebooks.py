@@ -75,7 +75,7 @@ def test_the_soft_prompt_is_trained_on_a_manifest_made_from_folders(few_manifest
     """As in the full-size run: no resampled control, and no kind but "unknown"."""
     frame = read_manifest(few_manifest)
     own = frame[frame["generator"].isin(["real", "x4plus-anime", "x4plus"])].assign(kind="unknown")
-    given = {"manifest_path": str(write_manifest(own, tmp_path / "m.csv")), "kind": "all"}
+    given = {"manifest_path": str(write_manifest(own, tmp_path / "m.csv")), "kind": "all", "ablate": "false"}
     path = FOLDER / "02_train_soft_prompt.ipynb"
     workbook.execute(path, FEWER[path.stem] | given, out=tmp_path)
 
