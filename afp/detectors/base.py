@@ -29,6 +29,8 @@ SCORED_AT_ONCE = 4096  # images whose features a head holds in memory
 IMAGES = "images.csv"  # what the run was fitted, validated and calibrated on: sha256, source, role
 # What a run may have otherwise that a training starts from.
 MAY_CHANGE = ("preset", "normalisation", "seed", "epochs", "lr", "batch_size", "cache_tokens")
+# Everything else in a run is what it learned.
+RECORDS = ("config.json", IMAGES, "validation.csv", "calibration.csv", "history.csv", "environment.json")
 # What stands in a run's config.
 _FIELDS: dict[str, tuple[Any, str]] = {
     "detector": (str, "a name"),
@@ -37,8 +39,6 @@ _FIELDS: dict[str, tuple[Any, str]] = {
     "generators": (list, "a list of names"),
     "operating_point": (dict | None, "settings by name, or null"),
 }
-# Everything else in a run is what it learned.
-RECORDS = ("config.json", IMAGES, "validation.csv", "calibration.csv", "history.csv", "environment.json")
 
 
 @dataclass

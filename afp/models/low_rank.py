@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import ModelError
@@ -31,7 +32,9 @@ def add_low_rank(
     Raises:
         ModelError: a rank over the smallest side of such a layer, which can change all of it.
     """
-    sides = [min(m.weight.shape) for n, m in tower.named_modules() if n.rpartition(".")[2] in targets]
+    layers = (m for n, m in tower.named_modules() if n.rpartition(".")[2] in targets)
+    # Not the weight's shape, which is another one in 4 bits.
+    sides = [min(m.in_features, m.out_features) for m in layers if isinstance(m, nn.Linear)]
     if sides and rank > min(sides):
         raise ModelError(f"rank is {rank}, expected at most {min(sides)}, the width of {targets[0]}")
     return get_peft_model(
