@@ -99,6 +99,19 @@ def test_resumed_run_equals_uninterrupted(tmp_path, monkeypatch, validated, ever
     assert again.equals(history)
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped"])
+def test_a_damaged_checkpoint_is_said_and_counts_as_none(damage, tmp_path, caplog):
+    whole, again = Model(), Model()
+    train(whole, data(), loss, RECIPE, checkpoint=tmp_path, progress=False)
+    file = tmp_path / training.STATE_FILE
+    content = bytearray(file.read_bytes())
+    parameter = whole.head.weight.detach().numpy().tobytes()
+    content[content.index(parameter)] ^= 64
+    file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "flipped": content}[damage])
+    train(again, data(), loss, RECIPE, checkpoint=tmp_path, progress=False)
+    assert same(state(whole), state(again)) and "damaged; the training begins anew" in caplog.text
+
+
 def test_checkpoint_of_another_recipe_is_refused(tmp_path):
     train(Model(), data(), loss, RECIPE, checkpoint=tmp_path, progress=False)
     with pytest.raises(ModelError, match="recipe"):

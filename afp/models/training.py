@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import pickle
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -278,9 +281,9 @@ def _resume(
     file: Path | None, identity: dict, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> tuple[list[dict], dict | None]:
     """Rows and best epoch of the run in the file, its state put back; of a new run where there is none."""
-    if file is None or not file.exists():
+    state = _read_state(file) if file is not None and file.exists() else None
+    if state is None:
         return [], None
-    state = torch.load(file, map_location="cpu", weights_only=True)
     for key, value in identity.items():
         if state["identity"][key] != value:
             raise ModelError(
@@ -290,3 +293,15 @@ def _resume(
     _restore(trained, state["parameters"])
     optimizer.load_state_dict(state["optimizer"])
     return state["rows"], state["best"]
+
+
+def _read_state(file: Path) -> dict | None:
+    """A checkpoint; none where it was cut or a bit of it flipped, which is said."""
+    try:
+        with zipfile.ZipFile(file) as archive:  # torch's format, of which it checks no sum itself
+            if archive.testzip() is None:
+                return torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile):
+        pass
+    logging.getLogger(__name__).warning("%s: damaged; the training begins anew", file)
+    return None
