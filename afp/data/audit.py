@@ -57,7 +57,7 @@ def find_leaks(frame: pd.DataFrame, progress: bool = False) -> list[Finding]:
     """
     findings = []
     for column in ("source", "sha256"):
-        used = frame[(frame["split"] != "none") & (frame[column] != "")]
+        used = frame.loc[(frame["split"] != "none") & (frame[column] != ""), [column, "split"]]
         splits = used.groupby(column)["split"].nunique()
         bad = splits.index[splits > 1]
         findings.append(
@@ -65,7 +65,7 @@ def find_leaks(frame: pd.DataFrame, progress: bool = False) -> list[Finding]:
         )
     if "grey" in frame:
         findings.append(find_lookalikes(frame, progress))
-    hashed = frame[frame["sha256"] != ""]
+    hashed = frame.loc[frame["sha256"] != "", ["path", "label", "sha256"]]
     both = hashed.loc[hashed.groupby("sha256")["label"].transform("nunique") > 1, "path"]
     named = frame["generator"].str.lower().map({"real": 0, "fake": 1}).fillna(frame["label"])
     other = frame.loc[named != frame["label"], "path"]
