@@ -112,6 +112,18 @@ def test_a_damaged_checkpoint_is_said_and_counts_as_none(damage, tmp_path, caplo
     assert same(state(whole), state(again)) and "damaged; the training begins anew" in caplog.text
 
 
+def test_no_bit_flipped_in_a_checkpoint_ends_in_a_traceback(tmp_path):
+    file = tmp_path / training.STATE_FILE
+    torch.save({"parameters": {"w": torch.arange(4.0)}, "rows": [{"loss": 1.0}]}, file)
+    whole = file.read_bytes()
+    for i in range(len(whole)):
+        for bit in (i % 8, (i + 5) % 8):
+            flipped = bytearray(whole)
+            flipped[i] ^= 1 << bit
+            file.write_bytes(flipped)
+            assert isinstance(training._read_state(file), dict | None), i
+
+
 def test_checkpoint_of_another_recipe_is_refused(tmp_path):
     train(Model(), data(), loss, RECIPE, checkpoint=tmp_path, progress=False)
     with pytest.raises(ModelError, match="recipe"):

@@ -43,7 +43,7 @@ class ClipLora(ClipFinetune):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_low_rank(self.rank, self.alpha, self.dropout)
+        check_low_rank(self.name, self.rank, self.alpha, self.dropout)
 
     @property
     def n_trainable(self) -> int:

@@ -41,7 +41,7 @@ class VlmLora(VlmDetector):
         super().__post_init__()
         if self.tower not in TOWERS:
             raise ModelError(f"vlm-lora: tower is {self.tower!r}, expected one of {TOWERS}")
-        check_low_rank(self.rank, self.alpha, self.dropout)
+        check_low_rank(self.name, self.rank, self.alpha, self.dropout)
 
     @property
     def trained_towers(self) -> tuple[str, ...]:

@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 from ..errors import ModelError
 
 
-def check_low_rank(rank: int, alpha: int, dropout: float) -> None:
-    """Raises ModelError for a rank under 1, an alpha of 0 or less, a dropout outside of [0, 1)."""
+def check_low_rank(name: str, rank: int, alpha: int, dropout: float) -> None:
+    """Raises ModelError, naming the detector: a rank under 1, an alpha of 0 or less, a dropout outside of [0, 1)."""
     if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise ModelError(
-            f"rank {rank}, alpha {alpha}, dropout {dropout}; expected a rank of 1 or more, an alpha above 0, a "
-            "dropout from 0 to below 1"
+            f"{name}: rank {rank}, alpha {alpha}, dropout {dropout}; expected a rank of 1 or more, an alpha above 0,"
+            " a dropout from 0 to below 1"
         )
 
 

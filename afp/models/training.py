@@ -7,6 +7,7 @@ import math
 import pickle
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -301,7 +302,15 @@ def _read_state(file: Path) -> dict | None:
         with zipfile.ZipFile(file) as archive:  # torch's format, of which it checks no sum itself
             if archive.testzip() is None:
                 return torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile):
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ):
         pass
     logging.getLogger(__name__).warning("%s: damaged; the training begins anew", file)
     return None

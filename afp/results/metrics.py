@@ -132,7 +132,7 @@ class _Side:
         epsilon = np.finfo(float).eps
         self.losses = -np.log(np.clip(scores if label else 1 - scores, epsilon, 1 - epsilon))
         bins = np.minimum((scores * N_BINS).astype(int), N_BINS - 1)
-        self.bins = np.searchsorted(-bins, -np.arange(N_BINS, -1, -1), side="right")
+        self.bin_ends = np.searchsorted(-bins, -np.arange(N_BINS, -1, -1), side="right")
 
     def reaching(self, scores: ArrayLike) -> np.ndarray:
         """How many images have at least these scores."""
@@ -160,7 +160,7 @@ class _Sums(NamedTuple):
     @classmethod
     def of(cls, side: _Side, weights: np.ndarray) -> _Sums:
         """Weights: (replicates, n)."""
-        gaps = np.diff(_running(weights * side.errors)[:, side.bins], axis=1)
+        gaps = np.diff(_running(weights * side.errors)[:, side.bin_ends], axis=1)
         return cls(_running(weights), weights @ side.called, weights @ side.losses, gaps)
 
     @property

@@ -116,19 +116,16 @@ def agreement(work: Path) -> Iterator[Row]:
         for k in range(5):
             part, fitted = use_fold(frame, k), detectors.load(folders["int8"] / (f"fold-{k}" if k else ""))
             noisy += list(fitted.score(part[part["split"] == "test"].assign(sha256="")))  # never cached
-    tables["noise"] = tables["int8"].assign(score=noisy)
-    figure = "decisions of `linear-probe` in {} that are those in {}"
-    for name, against, title in (
-        ("bfloat16", "float32", figure.format("bfloat16", "float32")),
-        ("int8", "float32", figure.format("int8", "float32")),
-        ("noise", "int8", figure.format("int8, after noise of 1e-7 of each pixel's value,", "int8")),
-    ):
+    after_noise = "int8, after noise of 1e-7 of each pixel's value,"
+    tables[after_noise] = tables["int8"].assign(score=noisy)
+    for name, against in (("bfloat16", "float32"), ("int8", "float32"), (after_noise, "int8")):
         one, other = tables[name], tables[against]
         same = ((one["score"] >= one["threshold"]) == (other["score"] >= other["threshold"])).mean()
         aucs = [mean_held_out(table) for table in (other, one)]
         apart = (one["score"] - other["score"]).abs().max()
         how = f"mean held-out AUC {aucs[0]:.3f} and {aucs[1]:.3f}; scores differ by {apart:.2f} at most"
-        yield title, ">= 97 %", f"{same:.1%}", how
+        figure = f"decisions of `linear-probe` in {name} that are those in {against}"
+        yield figure, ">= 97 %", f"{same:.1%}", how
 
 
 def mean_held_out(table: pd.DataFrame) -> float:
