@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 from test_clip_detectors import small_dual
+from test_vlm import save, small_config
 
 from afp import workbook
 from afp.data.manifest import read_manifest, write_manifest
@@ -72,10 +73,11 @@ def test_a_chapter_runs(path, few_manifest, small_tower, tmp_path):
 
 
 def test_the_soft_prompt_is_trained_on_a_manifest_made_from_folders(few_manifest, tmp_path):
-    """As in the full-size run: no resampled control, and no kind but "unknown"."""
+    """As in the full-size run: another InstructBLIP, no resampled control, and no kind but "unknown"."""
     frame = read_manifest(few_manifest)
     own = frame[frame["generator"].isin(["real", "x4plus-anime", "x4plus"])].assign(kind="unknown")
     given = {"manifest_path": str(write_manifest(own, tmp_path / "m.csv")), "kind": "all", "ablate": "false"}
+    given["backbone"] = save(tmp_path / "vlm", small_config())
     path = FOLDER / "02_train_soft_prompt.ipynb"
     workbook.execute(path, FEWER[path.stem] | given, out=tmp_path)
 
