@@ -14,7 +14,7 @@ from ..errors import ImageError
 from .images import GREY_SIDE, describe_file, extension_caution, sha256, small_grey
 
 ALIKE = 0.9  # cosine of two windows' coarse structure: worth a closer look
-SAME = 0.5  # peak of the phase correlation: the same picture; all 612,627 pairs of different demo pictures are below
+SAME = 0.5  # peak of the phase correlation: the same picture; no 2 of the 61 demo photographs reach it (.42 at most)
 BY_CHANCE = 0.002  # share of the pictures that may be alike by chance: 6 of 6,000 crops of 62 pictures were
 _WINDOW = GREY_SIDE * 3 // 4
 _CELLS = 2**26  # similarities held in memory at a time

@@ -15,8 +15,8 @@ Label 0 is real, 1 is fake; a score is P(fake); an image is called fake when its
 | `false_positive_rate`, `_val` | fraction of real images called fake at 0.5 / at the row's threshold |
 
 `accuracy`, `ap`, `ece`, `nll` depend on the share of fakes: compare only within one test set. A metric is
-NaN, never an error, without a class that it needs. Where all fakes of a comparison share one threshold, its real images
-are judged at that one too.
+NaN, never an error, without a class that it needs. Where all fakes of a comparison share one threshold, its real
+images are judged at that one too.
 
 Folds: scores of different models are no common scale. A metric is computed within each fold of a cross-fitted table
 and then averaged over the folds that have a value, in the data and in every replicate.
