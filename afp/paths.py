@@ -62,9 +62,11 @@ def figures_dir(executed: str | Path | None = None) -> Path:
     return Path(os.environ.get("AFP_FIGURES") or default).expanduser().resolve()
 
 
-def outputs() -> str:
+def outputs(manifest: str = "") -> str:
     """Where a notebook's figures and runs go, for its first lines.
 
+    Args:
+        manifest: of the user's own images, of which the notebook's sentences do not speak.
     Raises:
         AfpError: the notebook lies in one checkout and has imported another one's `afp`.
     """
@@ -74,4 +76,9 @@ def outputs() -> str:
             f"this notebook lies in {here[0]}, but has imported {ROOT / 'afp'}; use that folder's .venv"
         )
     shown = (f.relative_to(ROOT) if f.is_relative_to(ROOT) else f for f in (figures_dir(), runs_dir()))
-    return "figures: {}\nruns: {}".format(*shown)
+    lines = "figures: {}\nruns: {}".format(*shown)
+    if manifest:
+        lines += (
+            f"\nimages: {manifest}; the sentences below speak of the demo's numbers, the outputs of yours"
+        )
+    return lines

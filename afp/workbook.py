@@ -36,6 +36,7 @@ from .files import check_input, checksum, read_notebook, write_text
 from .paths import NOTEBOOKS, ROOT, figures_dir
 
 KERNEL = "python3"
+PLACES = ("manifest_path", "demo_manifest", "image", "own_runs")  # parameters that name a file or a folder
 WIDGET = "application/vnd.jupyter.widget-view+json"  # shows nothing without its state, which is not stored
 
 
@@ -78,6 +79,20 @@ def parameters(path: Path) -> dict[str, Parameter]:
     return {parameter.name: parameter for parameter in found}
 
 
+def from_shell(name: str, text: str) -> str:
+    """A parameter's text; of a file or folder in the shell's folder the whole path, as notebooks run elsewhere."""
+    here = Path.cwd() / Path(text).expanduser()
+    return str(here) if name in PLACES and text and here.exists() else text
+
+
+def check_values(path: Path, values: dict[str, str]) -> dict[str, bool | int | float | str | None]:
+    """Parameters' texts as the types that a notebook declares. Raises AfpError: an unknown one, or another type."""
+    known = parameters(path)
+    if unknown := set(values) - set(known):  # papermill only warns
+        raise AfpError(f"{path.name}: no parameter {sorted(unknown)[0]!r}, expected {', '.join(known)}")
+    return {name: _value(path, known[name], text) for name, text in values.items()}
+
+
 def execute(path: Path, values: dict[str, str] | None = None, out: Path | None = None) -> Path:
     """Run one notebook from ``notebooks/`` with this Python and this checkout, and write it with its outputs.
 
@@ -89,15 +104,16 @@ def execute(path: Path, values: dict[str, str] | None = None, out: Path | None =
     Returns:
         The executed notebook's path.
     Raises:
-        AfpError: unknown parameter or a value of another type, or a failing cell (with its traceback).
+        AfpError: unknown parameter, a value of another type, a file that is not there, or a failing cell (with its
+            traceback).
     """
     values = values or {}
-    known = parameters(path)
-    if unknown := set(values) - set(known):  # papermill only warns
-        raise AfpError(f"{path.name}: no parameter {sorted(unknown)[0]!r}, expected {', '.join(known)}")
+    typed = check_values(path, values)
     if out is None and values:
         raise AfpError(f"{path.name}: parameters cannot be written in place; give a folder for the result")
-    typed = {name: _value(path, known[name], text) for name, text in values.items()}
+    for name in filter(values.get, PLACES):
+        if not (missing := NOTEBOOKS / values[name]).exists():
+            raise AfpError(f"{path.name}: {name} is {values[name]!r}, but there is no {missing}")
     target = path if out is None else out / path.name
     if out is not None and target.exists() and "afp" not in read_notebook(target).metadata:
         raise AfpError(f"{target}: is there and was not made by `afp run`; give another folder with --out")
@@ -174,7 +190,8 @@ def execute_grid(path: Path, settings: list[dict[str, str]], out: Path, jobs: in
     for name in sorted({file.name for folder in folders for file in (folder / "figures").glob("*.csv")}):
         parts = {i: f / "figures" / name for i, f in enumerate(folders) if (f / "figures" / name).is_file()}
         tables = [
-            pd.DataFrame([settings[i]]).merge(pd.read_csv(part), how="cross") for i, part in parts.items()
+            pd.DataFrame([settings[i]]).merge(pd.read_csv(part), how="cross", suffixes=("", " in the table"))
+            for i, part in parts.items()
         ]
         write_text(out / name, pd.concat(tables).to_csv(index=False))
     write_text(out / "grid.csv", rows.to_csv(index=False))

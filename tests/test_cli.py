@@ -258,6 +258,55 @@ def test_photographs_that_a_run_was_fitted_on_do_not_calibrate_it(afp, small_man
     assert not set(read_scores("run/calibration.csv")["sha256"]) & set(met["sha256"])
 
 
+def test_the_fakes_of_a_manifest_do_not_calibrate_a_run(afp, run_folder):
+    for i in range(24):
+        save(f"mine/real/{i}.png", 300 + i)
+        save(f"mine/fake/x/{i}.png", 400 + i, fake=True)
+    assert afp("manifest", "mine", "--source-rule", "stem", "--out", "m.csv").code == 0
+    thresholds = []
+    for name, reals in (("folder", "mine/real"), ("manifest", "m.csv")):
+        shutil.copytree(run_folder, name)
+        shown = afp("calibrate", name, "--reals", reals, "--target-fpr", ".1")
+        assert shown.code == 0 and "before: threshold" in shown.text
+        thresholds.append(json.loads(Path(name, "config.json").read_text())["threshold"])
+    assert "24 fakes of the manifest are left out" in shown.text
+    assert thresholds[0] == thresholds[1] and len(read_scores("manifest/calibration.csv")) == 24
+
+
+def test_other_detectors_tables_of_one_name_stay_apart(afp):
+    """Two projects' `scores.csv`, labels as words of Python, and a row without one."""
+    for folder, high in (("a", 1), ("b", 0)):
+        Path(folder).mkdir()
+        rows = [(f"{folder}{i}.png", bool(i % 2), abs(high - i % 2) * 0.5 + i / 1000) for i in range(40)]
+        table = pd.DataFrame([*rows, ("lost.png", None, 0.5)], columns=["path", "label", "score"])
+        table.to_csv(f"{folder}/scores.csv", index=False)
+    shown = afp("evaluate", "a/scores.csv", "b/scores.csv", "--out", "m.csv")
+    assert shown.code == 0 and "2 of 82 rows are left out (no label)" in shown.text
+    found = pd.read_csv("m.csv").query("metric == 'auc' and group == 'fake' and against == 'real'")
+    aucs = found.set_index("detector")["value"].to_dict()
+    assert aucs == {"a/scores.csv: scores": 0.0, "b/scores.csv: scores": 1.0}
+
+
+def test_an_unreadable_file_takes_no_map_from_another_of_its_name(afp, small_manifest, tiny_tower):
+    fit = ("fit", "--backbone", tiny_tower, "-m", small_manifest, "--set", "block=1", "--out", "probe")
+    assert afp(*fit).code == 0
+    for folder in ("one", "two"):
+        save(f"{folder}/a.png", 7)
+        row = {
+            "path": "a.png",
+            "label": 0,
+            "generator": "real",
+            "kind": "real",
+            "split": "test",
+            "sha256": "",
+        }
+        pd.DataFrame([row | {"source": folder}]).to_csv(f"{folder}/m.csv", index=False)
+    Path("two/a.png").write_bytes(b"no image")
+    options = ("--explain", "maps", "--html", "page.html", "--out", "s.csv")
+    shown = afp("score", "one/m.csv", "two/m.csv", "--run", "probe", *options)
+    assert shown.code == 1 and "overlays: 1 in maps" in shown.text and "report: page.html" in shown.text
+
+
 def test_an_image_under_the_threshold_is_not_called_real(afp, run_folder):
     picture(0).save("a.png")
     shown = afp("score", "a.png", "--run", run_folder, "--threshold", "1").text

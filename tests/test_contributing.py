@@ -8,6 +8,7 @@ import nbformat
 import numpy as np
 import pytest
 from conftest import picture
+from sklearn.metrics import roc_auc_score
 
 from afp.data.manifest import read_manifest
 from afp.detectors.base import Detector
@@ -24,12 +25,13 @@ def example(name: str) -> str:
 
 def test_the_detector_fits_scores_and_comes_back_from_its_folder(small_frame, tmp_path):
     names = {}
-    exec(compile(example("detector"), "brightness.py", "exec", dont_inherit=True), names)
-    detector: Detector = names["Brightness"]()
+    exec(compile(example("detector"), "grain.py", "exec", dont_inherit=True), names)
+    detector: Detector = names["Grain"]()
     train, validation, test = (
         small_frame[small_frame["split"] == s] for s in ("train", "validation", "test")
     )
     scores = detector.fit(train, validation, progress=False).score(test)
+    assert roc_auc_score(train["label"], detector.score(train)) > 0.8
     detector.save(tmp_path)
     assert np.array_equal(type(detector).load(tmp_path).score(test), scores)
     assert detector.n_trainable == 4

@@ -327,6 +327,18 @@ def test_metadata_finds_a_format_shortcut(tmp_path):
     assert roc_auc_score(frame["label"][18:], detector.score(frame[18:])) == 1
 
 
+def test_metadata_has_as_many_columns_for_sizes_as_it_may(tmp_path, monkeypatch):
+    monkeypatch.setattr("afp.detectors.baselines.MOST_VALUES", 5)
+    for i in range(40):
+        picture(i, 20 + i).save(tmp_path / f"{i}.png")
+    frame = from_files(sorted(tmp_path.iterdir()))
+    frame = frame.assign(label=[i % 2 for i in range(40)], generator=["real", "x"] * 20, source=frame["path"])
+    detector = detectors.create("metadata").fit(frame, frame, progress=False)
+    texts = [column for column in detector.columns_ if "=" in column]
+    assert len(texts) == 5 and detector.n_trainable == len(detector.columns_) + 1
+    assert np.isfinite(detector.score(frame)).all()
+
+
 def test_the_registry_imports_a_detector_when_it_is_asked_for():
     code = (
         "import sys; from afp import detectors; "

@@ -91,7 +91,7 @@ def test_what_is_missing_is_named_with_its_mend(small_manifest, tmp_path, monkey
     nowhere = tmp_path / "nowhere.csv"
     found = _findings({"manifest_path": str(nowhere), "backbone": "nobody/nothing", "detectors": "best"})
     assert not found["data"].ok
-    assert str(nowhere) in found["data"].detail and "Full size" in found["data"].detail
+    assert str(nowhere) in found["data"].detail and "afp manifest" in found["data"].detail
     assert not found["weights"].ok and "hf download nobody/nothing" in found["weights"].detail
     assert not found["names"].ok and "'best'" in found["names"].detail
     (tmp_path / "m.csv").write_text(small_manifest.read_text())  # its images are elsewhere
@@ -100,8 +100,18 @@ def test_what_is_missing_is_named_with_its_mend(small_manifest, tmp_path, monkey
     assert not found["weights"].ok and str(tmp_path) in found["weights"].detail
     found = _findings({"manifest_path": str(small_manifest), "kinds": "unknown, GAN"})
     assert "kinds: there is no 'GAN', expected some of real, unknown" in found["names"].detail
-    asked = {"manifest_path": str(small_manifest), "generators": "real,half", "kind": "all"}
+    asked = {"manifest_path": str(small_manifest), "kinds": ""}
     assert "names" not in _findings(asked)
+    # What a notebook takes by default must fit one's own images too.
+    for name, fits in {
+        "03_adapt_clip": {"kind": "all"},
+        "10_see_where_it_looks": {"generators": "real,half"},
+    }.items():
+        found = _findings({"manifest_path": str(small_manifest)}, name)
+        assert not found["names"].ok and f"-p {next(iter(fits))} ..." in found["names"].detail
+        assert "names" not in _findings({"manifest_path": str(small_manifest), "edited": ""} | fits, name)
+    for wrong in ({"n_bot": "3"}, {"n_boot": "many"}):
+        assert not _findings(wrong)["parameters"].ok
 
 
 def test_a_model_or_features_without_room_are_found(small_manifest, monkeypatch):

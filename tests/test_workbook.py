@@ -75,6 +75,16 @@ def test_a_wrong_parameter_runs_nothing(values, message, tmp_path):
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
 
 
+def test_a_path_is_one_of_the_shells_folder_or_refused_before_anything_runs(tmp_path, afp):
+    path = write(tmp_path, "print(image)", parameters='image: str = ""  # of your own')
+    Path("photo.jpg").touch()
+    assert afp("run", path, "-p", "image", "photo.jpg", "--out", "out").code == 0
+    assert printed(Path("out", path.name)).strip() == str(Path("photo.jpg").resolve())
+    refused = afp("run", path, "-p", "image", "nowhere.jpg", "--out", "none")
+    assert refused.code == 2 and "image is 'nowhere.jpg', but there is no" in refused.text
+    assert not Path("none").exists()
+
+
 def test_a_notebook_runs_with_this_python_in_the_notebooks_folder(tmp_path, monkeypatch):
     """Even where `python3` is the name of another environment's kernel."""
     kernel = tmp_path / "jupyter" / "kernels" / "python3"
@@ -155,7 +165,7 @@ def test_a_grid_runs_each_setting_once(afp, tmp_path):
     table = (
         "import pandas as pd\nfolder = pathlib.Path(os.environ['AFP_FIGURES'])\nfolder.mkdir(exist_ok=True)"
     )
-    table += "\npd.DataFrame({'auc': [n * rate]}).to_csv(folder / '50_auc.csv', index=False)"
+    table += "\npd.DataFrame({'n': [9], 'auc': [n * rate]}).to_csv(folder / '50_auc.csv', index=False)"
     fail = "again = pathlib.Path(os.environ['COUNT'], 'mended').exists()\n"
     fail += "if n == 2 and rate == 0.5 and not again:\n    raise ValueError('by chance')"
     path = write(tmp_path, count, fail, table)

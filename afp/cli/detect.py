@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from ..errors import DataError, UnreadableImages
 from ..files import LOG, METRICS, PAGE, SCORES, check_folder, check_output
 from ..models import processes
 from .echo import echo
-from .screen import pair, print_answers, print_frame, print_metrics
+from .screen import print_answers, print_frame, print_metrics, setting
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # torch's names are taken as well
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no features on the disk.")]
@@ -83,7 +83,7 @@ def fit(
 
     dtype = PRECISIONS.get(precision or "", precision)
     given = {"backbone": backbone, "preset": preset, "dtype": dtype}
-    config = dict(_setting(text) for text in settings or []) | {k: v for k, v in given.items() if v}
+    config = dict(setting(text) for text in settings or []) | {k: v for k, v in given.items() if v}
     if explain:
         recipe = getattr(create(detector, **config), "explain_recipe", None)
         if recipe is None:
@@ -133,11 +133,19 @@ def calibrate(
 ) -> None:
     """Move a run's threshold to your own photographs. Scores stay as they are; `afp score` uses it from then on."""
     from ..data.images import count_reasons
+    from ..detectors.base import read_config
     from ..results import runs
+    from ..results.scores import read_scores
 
-    frame, skipped = _frame(reals)
+    before, (frame, skipped) = read_config(run)["threshold"], _frame(reals)
+    fake = frame.reindex(columns=["label"])["label"] == 1
+    if fake.any():
+        echo(f"{fake.sum()} fakes of the manifest are left out: photographs alone calibrate", fg="yellow")
+        frame = frame[~fake]
     point = runs.calibrate(run, frame, target_fpr)
-    echo(str(point))
+    called = int((read_scores(run / "calibration.csv")["score"] >= before).sum())
+    echo(f"before: threshold {before:.4g}, which calls {called} of these {point.n_real} real images fake")
+    echo(f"now: {point}")
     if left := len(frame) - point.n_real:
         echo(f"{left} of {len(frame)} photographs are left out: unreadable, or the run was fitted on them")
     for line in (count_reasons(skipped), f"run: {run}"):
@@ -180,7 +188,7 @@ def score(
     from ..detectors.base import read_config
     from ..figures import report
     from ..results import verdict
-    from ..results.scores import count_known_by_name, score_to_csv
+    from ..results.scores import count_known_by_name, place, score_to_csv
 
     perturbation = preprocess.check_perturbation(perturbation)
     if target_fpr is not None and any("=" not in text for text in threshold or []):
@@ -213,6 +221,8 @@ def score(
         raise typer.Exit(int(len(failed) > 0))
     if len(table) <= 20:
         print_answers(good, frame, standing)
+    if len(good):
+        echo("\n".join(standing.about(good["threshold"].iloc[0])))
     for message in failed["error"].head(20):
         echo(f"error  {message}", fg="red", err=True)
     called = int((good["verdict"] == "fake").sum())
@@ -228,7 +238,7 @@ def score(
     if html:
         echo(f"report: {report.write_html(table, frame, folder, html, maps)}")
     if explain:
-        shown = frame[frame["path"].isin(good["path"])]
+        shown = frame[frame["file"].map(place).isin(good["place"])]
         overlays = write_overlays(detectors.load(folder), shown, explain, perturbation)
         echo(f"overlays: {len(overlays)} in {explain}")
     if len(failed):
@@ -249,12 +259,15 @@ def evaluate(
 
     if out:
         check_output(out, METRICS, tables)
-    parts = {file: read_scores(file) for file in tables}
+    parts = _apart({file: read_scores(file) for file in tables})
     for file, part in parts.items():
         if part["label"].isna().all():
             reason = "no image in it has a label" if len(part) else "it has no row"
             raise DataError(f"{file}: {reason}; score a manifest (`afp manifest`), not plain files")
     table = pd.concat(parts.values(), ignore_index=True)
+    if unknown := int(table["label"].isna().sum()):
+        echo(f"{unknown} of {len(table)} rows are left out (no label)", fg="yellow", err=True)
+        table = table[table["label"].notna()]
     kept = held_out_rows(table)
     if len(kept) < len(table):
         away = table.drop(index=kept.index)
@@ -265,6 +278,9 @@ def evaluate(
                 f"no row to evaluate ({counts}): only images that a detector never met tell its worth"
             )
         echo(f"{len(away)} of {len(table)} rows are left out ({counts})", fg="yellow", err=True)
+        if (away["role"] == "").all():
+            mend = "score a manifest without --split to test a run on all images that it never met"
+            echo(mend, fg="yellow", err=True)
     several = kept.groupby("detector")["run"].transform("nunique") > 1
     kept = kept.assign(detector=kept["detector"].mask(several, kept["run"]))
     print_metrics(kept, out, markdown)
@@ -297,7 +313,10 @@ def test(
         frame = from_files([img_path])
     else:
         places = [("real", real_dir)] if real_dir else [], [("fake", fake_dir)] if fake_dir else []
-        frame = make_manifest(read_places(*places), "stem")[0]
+        listing = read_places(*places)
+        frame, notes = make_manifest(listing, "stem")
+        for note in (*notes, f"{len(listing.left_out)} files are no images" * bool(listing.left_out)):
+            echo(note, fg="yellow", err=True)
     table = score_frame(detector, frame, run=folder.name)
     failed, good = table[table["error"] != ""], table[table["error"] == ""]
     fake = good["verdict"] == "fake"
@@ -306,7 +325,8 @@ def test(
         lines += [f"{row.path}: {row.verdict}, P(fake) {row.score:.3f}" for row in good.itertuples()]
     else:
         right = fake == good["label"].astype(bool)
-        lines.append(f"overall accuracy: {right.mean():.2%} of {len(good)}")
+        accuracy = f"{right.mean():.2%} of {len(good)}" if len(good) else "n/a, no image could be read"
+        lines.append(f"overall accuracy: {accuracy}")
         for label, name in ((0, "real"), (1, "fake")):
             part = good["label"] == label
             if part.any():
@@ -323,21 +343,22 @@ def test(
         raise typer.Exit(1)
 
 
+def _apart(parts: dict[Path, pd.DataFrame]) -> dict[Path, pd.DataFrame]:
+    """Tables in which another run, or another detector, has the same name: there its file goes before it."""
+    names = Counter(name for part in parts.values() for name in part["run"].unique() if "@" not in name)
+    for file, part in parts.items():
+        twice = part["run"].map(names).fillna(0) > 1
+        for column in ("run", "detector"):
+            part[column] = part[column].mask(twice, f"{file}: " + part[column])
+    return parts
+
+
 def _keep_features(keep: bool, context: typer.Context) -> None:
     """Whether this command keeps the features that it extracts."""
     if not keep:
         from ..models.features import without_storing
 
         context.with_resource(without_storing())
-
-
-def _setting(text: str) -> tuple[str, object]:
-    """name=value; the value is read as JSON where it is JSON, else as text."""
-    name, value = pair("--set", text)
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 def _thresholds(texts: list[str]) -> dict[str, float]:

@@ -6,6 +6,7 @@ every image and perturbation, and one fit of a pseudo-word. Other training comes
 
 from __future__ import annotations
 
+from ast import literal_eval
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +27,7 @@ from ..detectors.vlm_prompt import VlmPrompt
 from ..errors import AfpError, DataError
 from ..models import backbones, instructblip
 from ..paths import NOTEBOOKS, backbone_folder, cache_disk
-from ..workbook import parameters, read_yaml
+from ..workbook import check_values, parameters, read_yaml
 
 GIB = 2**30
 GPU_FLOPS = 125e12  # 40 % of the 312 TFLOP/s in bfloat16 that an A100 is sold with
@@ -90,7 +91,8 @@ def read_parameters(path: str | Path) -> dict[str, dict[str, str]]:
             raise AfpError(f"{path}: no notebook {name!r}, expected one of {there}")
         if unknown := set(values) - set(known := parameters(notebook)):
             raise AfpError(f"{path}: {name} has no parameter {min(unknown)!r}, expected {', '.join(known)}")
-    return {name: {k: str(v) for k, v in values.items()} for name, values in content.items()}
+    # A name without a value is not given.
+    return {name: {k: str(v) for k, v in of.items() if v is not None} for name, of in content.items()}
 
 
 def check_notebooks(notebooks: list[Path], given: dict[str, dict[str, str]]) -> Iterator[Finding]:
@@ -107,6 +109,11 @@ def check_notebooks(notebooks: list[Path], given: dict[str, dict[str, str]]) -> 
         values, name = given.get(notebook.stem, {}), notebook.stem
         if not values:
             yield Finding(name, True, "no parameters given: runs with its defaults, on the demo")
+        try:
+            check_values(notebook, values)
+        except AfpError as error:
+            yield Finding(f"{name} parameters", False, str(error))
+            continue
         frame = None
         if path := values.get("manifest_path"):
             finding, frame = _manifest((NOTEBOOKS / path).resolve())
@@ -115,7 +122,7 @@ def check_notebooks(notebooks: list[Path], given: dict[str, dict[str, str]]) -> 
             there = any((NOTEBOOKS / runs).glob("*/scores.csv"))
             mend = "" if there else " holds no */scores.csv; make one with `afp fit --fold all`"
             yield Finding(f"{name} runs", there, f"{runs}{mend}")
-        if unknown := _unknown(values, frame):
+        if unknown := _unknown(_defaults(notebook) | values, frame):
             yield Finding(f"{name} names", False, unknown)
         for backbone in filter(None, map(values.get, ("backbone", "vlm"))):
             there, detail, size = _weights(backbone)
@@ -138,7 +145,7 @@ def _manifest(path: Path) -> tuple[tuple[bool, str], pd.DataFrame | None]:
     try:
         frame = read_manifest(path)
     except DataError as error:
-        hint = "" if path.is_file() else "; make it as data/README.md says under `Full size`"
+        hint = "" if path.is_file() else "; make it with `afp manifest` (data/README.md)"
         return (False, f"{error}{hint}"), None
     if missing := [file for file in frame["file"] if not Path(file).is_file()]:
         detail = f"{path}: {len(missing)} of {len(frame)} images are missing, such as {missing[0]}"
@@ -148,15 +155,22 @@ def _manifest(path: Path) -> tuple[tuple[bool, str], pd.DataFrame | None]:
     return (True, f"{counts}: {path}"), frame
 
 
+def _defaults(notebook: Path) -> dict[str, str]:
+    """What a notebook takes where nothing is given."""
+    return {name: str(literal_eval(p.default)) for name, p in parameters(notebook).items()}
+
+
 def _unknown(values: dict[str, str], frame: pd.DataFrame | None) -> str:
     """A detector, or a kind or generator of the manifest, that is asked for and that there is not; "" if none."""
     known: dict[str, Iterable[str]] = {"detector": NAMES, "detectors": NAMES}
     if frame is not None:
-        known |= {"kind": frame["kind"], "kinds": frame["kind"], "generators": frame["generator"]}
+        known |= {"kind": frame["kind"], "kinds": frame["kind"]}
+        known |= {"generators": frame["generator"], "edited": frame["generator"]}
     for key, names in known.items():
         asked = {part.strip() for part in values.get(key, "").split(",")} - {"", "all"}
         if missing := sorted(asked - set(names)):
-            return f"{key}: there is no {missing[0]!r}, expected some of {', '.join(sorted(set(names)))}"
+            known_names = ", ".join(sorted(set(names)))
+            return f"{key}: there is no {missing[0]!r}, expected some of {known_names} (-p {key} ...)"
     return ""
 
 
@@ -213,4 +227,4 @@ def _room(disk: float, memory: float) -> Iterator[Finding]:
     detail = f"{available / GIB:.1f} GiB free, the largest model needs {memory / GIB:.2g} x 1.25 + 1 GiB"
     yield Finding("GPU memory" if on_gpu else "memory", available > needed, detail)
     if not on_gpu and memory > GIB:
-        yield Finding("device", False, "no GPU here: the hours above become days")
+        yield Finding("device", False, "no GPU here: what takes hours on one takes days")

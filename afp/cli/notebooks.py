@@ -41,7 +41,8 @@ def run(
     from .. import workbook
     from .dry_run import check_notebooks, read_parameters
 
-    values = dict(pair("-p", text) for text in parameters or [])
+    pairs = (pair("-p", text) for text in parameters or [])
+    values = {name: workbook.from_shell(name, text) for name, text in pairs}
     given = read_parameters(params) if params else {}
     paths = workbook.find(notebooks or [], everything)
     if grid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,15 @@ def pair(option: str, text: str) -> tuple[str, str]:
     return name, value
 
 
+def setting(text: str) -> tuple[str, object]:
+    """``--set name=value``; the value is read as JSON where it is JSON, else as text."""
+    name, value = pair("--set", text)
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
 def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False) -> None:
     """A table a detector, one that compares them, and all metrics into ``out`` (.csv or .json)."""
     from ..results import metrics
@@ -57,14 +67,11 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
         if results["detector"].nunique() > 1:
             print_frame(comparison_table(results), title="AUC with 95 % intervals")
     fakes = results[results["kind"] != "real"]
-    for detector in results["detector"].unique():
-        n_real = fakes.loc[fakes["detector"] == detector, "n_real"]
-        if not n_real.any():
-            only = "fake" if len(n_real) else "real"
-            echo(
-                f"{detector}: all images are {only}; AUC and AP compare both classes, and are n/a",
-                fg="yellow",
-            )
+    for detector, labels in table.groupby("detector", sort=False)["label"]:
+        if labels.nunique() == 1:
+            only = "fake" if labels.iloc[0] else "real"
+            lacking = "AUC and AP compare both classes, and are n/a"
+            echo(f"{detector}: all images are {only}; {lacking}", fg="yellow")
     if table["threshold"].isna().all():
         echo("the table has no threshold; accuracy at one is n/a", fg="yellow")
     against_all = fakes[(fakes["against"] == "real") & fakes["reals"].str.contains(" + ", regex=False)]
@@ -85,7 +92,7 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
 
 
 def print_answers(table: pd.DataFrame, frame: pd.DataFrame, standing: Standing) -> None:
-    """A few scored images (all readable): verdict, what speaks against it, and what the run is worth."""
+    """A few scored images (all readable): verdict, and what speaks against it."""
     from ..figures.report import with_files
     from ..results.verdict import cautions
 
@@ -95,8 +102,6 @@ def print_answers(table: pd.DataFrame, frame: pd.DataFrame, standing: Standing) 
         echo(f"      {standing.among(row.score)}")
         for text in cautions(file, standing.normalisation):
             echo(f"      caution, {text}", fg="yellow")
-    if len(table):
-        echo("\n".join(standing.about(table["threshold"].iloc[0])))
 
 
 def print_frame(frame: pd.DataFrame, title: str = "") -> None:

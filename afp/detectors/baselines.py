@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,8 @@ from ..data.preprocess import Normalisation, for_every_image, prepare
 from ..errors import ModelError
 from .base import Detector
 from .logistic import Logistic, fit_best
+
+MOST_VALUES = 500  # texts that have a column; a hundred thousand photographs have thousands of sizes
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Metadata(Detector):
 
     @property
     def n_trainable(self) -> int:
-        """Number of distinct properties seen in training + 1."""
+        """Numbers, and distinct texts seen in training (the `MOST_VALUES` most frequent), + 1."""
         return self.model_.size
 
     def _rows(self, frame: pd.DataFrame, progress: bool) -> list[dict]:
@@ -54,13 +57,16 @@ class Metadata(Detector):
 
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
         rows = self._rows(train, progress)
-        self.columns_ = DictVectorizer().fit(rows).get_feature_names_out().tolist()
+        counts = Counter((k, v) for row in rows for k, v in row.items() if isinstance(v, str))
+        known = {text for text, _ in counts.most_common(MOST_VALUES)}
+        kept = [{k: v for k, v in row.items() if not isinstance(v, str) or (k, v) in known} for row in rows]
+        self.columns_ = DictVectorizer().fit(kept).get_feature_names_out().tolist()
         x, x_val = self._vectors(rows), self._vectors(self._rows(validation, progress))
         y, y_val = (frame["label"].to_numpy() for frame in (train, validation))
         self.model_, _, _ = fit_best((x, y), (x_val, y_val), progress=progress)
 
     def _vectors(self, rows: list[dict]) -> np.ndarray:
-        """(n, columns_), a text value as its own 0/1 column, values never seen in training left out."""
+        """(n, columns_), a text value as its own 0/1 column, values that have none left out."""
         vectorizer = DictVectorizer(sparse=False)
         vectorizer.feature_names_ = self.columns_
         vectorizer.vocabulary_ = {column: i for i, column in enumerate(self.columns_)}

@@ -16,6 +16,7 @@ from ..detectors import load
 from ..detectors.base import read_config
 from ..errors import ImageError, ModelError
 from ..files import PAGE, check_output, write_text
+from ..results.scores import place
 from ..results.verdict import Standing, cautions
 from .grid import data_uri
 
@@ -31,7 +32,7 @@ def write_html(
 
     Args:
         table: rows with `afp.results.scores.SCORE_COLUMNS`, all of one run.
-        frame: has the ``file`` of every ``path`` and ``sha256`` in the table.
+        frame: has the ``file`` of every row of the table.
         folder: the run.
         out: the page to write.
         n_maps: highest scores that get a relevance map beside their picture, if the run's detector has a gradient.
@@ -65,9 +66,9 @@ def write_html(
 
 def with_files(table: pd.DataFrame, frame: pd.DataFrame) -> Iterator[tuple]:
     """Every row of a scores table with its file: a table holds names, not where they are."""
-    files = dict(zip(zip(frame["path"], frame["sha256"], strict=True), frame["file"], strict=True))
+    files = {place(file): file for file in frame["file"]}
     for row in table.itertuples():
-        yield row, files[row.path, row.sha256]
+        yield row, files[row.place]
 
 
 def _relevance(folder: str | Path) -> Callable[[Image.Image], Image.Image] | None:

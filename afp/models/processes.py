@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # `afp --help` imports neither
 
 PATIENCE = timedelta(days=1)  # torch's own, half an hour, is short for one that waits for another's images
 _WHOLE = "each process holds the whole model, which is not split"
-_STEPS = "a step is a batch; --set gradient_checkpointing=true, or a smaller batch_size, take less memory"
+_STEPS = "a step is a batch; a smaller batch_size, or for vlm-* --set gradient_checkpointing=true, takes less memory"
 _MPI = "processes are started by torchrun, see docs/full-size.md"
 # Environment variable that accelerate, or MPI, reads -> what it may be beside unset, and why nothing else.
 SETTINGS = {

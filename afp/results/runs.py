@@ -244,9 +244,11 @@ def calibrate(
         reals: real images, such as `afp.data.manifest.from_files`.
         target_fpr: above 0, under 1.
     Raises:
-        DataError: so few readable images that not one of them may be called fake.
+        DataError: an image that is labelled fake, or so few readable ones that not one of them may be called fake.
     """
     folder = Path(folder)
+    if fakes := int((reals.reindex(columns=["label"])["label"] == 1).sum()):
+        raise DataError(f"{fakes} of {len(reals)} images are labelled fake, expected photographs alone")
     detector = detectors.load(folder)
     reals = reals.assign(label=0, generator="real", kind="real")
     good = scored = reals

@@ -53,6 +53,11 @@ def score_frame(
     return _fill(table, detector, frame.reset_index(drop=True), progress)
 
 
+def place(file: str | Path) -> str:
+    """What tells a file from others of its name in a scores table: twelve hex digits of its whole path."""
+    return hashlib.sha256(os.fsencode(Path(file).absolute())).hexdigest()[:12]
+
+
 def unscored_table(
     detector: Detector,
     frame: pd.DataFrame,
@@ -65,7 +70,7 @@ def unscored_table(
     table = frame.reindex(columns=[c for c in SCORE_COLUMNS if c in frame.columns]).reset_index(drop=True)
     table = table.assign(perturbation=perturbation, detector=detector.name, run=run, fold=fold, error="")
     table["role"] = _roles(detector, table)
-    table["place"] = [hashlib.sha256(os.fsencode(Path(f).absolute())).hexdigest()[:12] for f in frame["file"]]
+    table["place"] = frame["file"].map(place).to_numpy()
     own = thresholds or {}
     table["threshold"] = own.get("", detector.threshold_)
     if "generator" in table:
@@ -287,6 +292,7 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         for row, value in table.loc[table[column].notna() & ~good, column].head(1).items():
             raise DataError(f"{path}: row {row + 2}: {column} is {str(value)!r}, expected {expected}")
     names = dict.fromkeys(("detector", "run"), path.name.split(".")[0]) | {"perturbation": "none"}
+    label = label.astype(float)  # true and false are labels too
     names |= {"generator": label.map({0: "real", 1: "fake"}), "kind": label.map({0: "real"})}
     for column in SCORE_COLUMNS:
         if column not in table:

@@ -96,7 +96,8 @@ class Standing:
         lines.append(
             f'"Nothing found" means something for these alone: at the threshold {threshold:.3g} it finds '
             f"{', '.join(found) or 'no'} fakes of validation, and calls {(self.real >= threshold).sum()} of "
-            f"{len(self.real)} real images fake ({self.origin})."
+            f"{len(self.real)} real images fake ({self.origin}). Photographs that were denoised, filtered or "
+            "compressed since can be called fake more often."
         )
         scores = np.concatenate([self.real, *self.fake.values()])
         labels = np.repeat([0, 1], [len(self.real), len(scores) - len(self.real)])
