@@ -209,6 +209,13 @@ def test_folders_and_generators_by_name(afp):
         and "no image below a folder named real or fake" in printed
         and "6 images elsewhere" in printed
     )
+    save("set/camera/real/a.png", 1)
+    save("set/sd2/b.png", 2)
+    code, printed = afp("manifest", "set", "--left-out", "left.csv")
+    assert code == 2 and "not taken, outside of the layout: 1 no class word in its path" in printed
+    assert "all 1 images are real; both are needed; 1 others have no class word in their path" in printed
+    assert "such as set/sd2/b.png: name the folders by --real DIR and --fake NAME=DIR" in printed
+    assert pd.read_csv("left.csv")["file"].tolist() == ["set/sd2/b.png"]
     save("x/real/fake/a.png", 1)
     code, printed = afp("manifest", "x")
     assert code == 2 and "real/fake/a.png: names both classes" in printed
@@ -324,6 +331,7 @@ def test_tables_of_any_columns_and_separators(afp, name):
         ),
         ("path,label\na,real", ["--path-column", "x"], "which column?"),
         ("path,what\na.png,0", [], "1 images without a label; give --label-column"),
+        ("path,label\na.png,\nb.png, ", ["--real-value", "0"], "column 'label': no image has a label"),
         ("", [], "not a readable table"),
         ("path,label,split\na.png,real,dev\nb.png,fake,train", [], "split: 'dev'"),
     ],
@@ -334,6 +342,143 @@ def test_a_table_that_could_mean_several_things_is_refused(afp, content, options
     save("b.png", 2)
     code, printed = afp("manifest", "t.csv", *options)
     assert code == 2 and named in " ".join(printed.split())
+
+
+def tar_of(name: str, members: dict[str, bytes]) -> None:
+    with tarfile.open(name, "w") as tar:
+        for member, content in members.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+LABELS = [0, 1, None, 0, 1, None, 0, 1]
+
+
+def csv_with_blanks():
+    files = [save(f"{i}.png", i) for i in range(8)]
+    rows = [f"{f},{'' if y is None else y}" for f, y in zip(files, LABELS, strict=True)]
+    Path("t.csv").write_text("\n".join(["path,label", *rows, ",1"]))
+    return "t.csv", ["--real-value", "0"]
+
+
+def parquet_of_paths_with_nulls():
+    files = [str(save(f"{i}.png", i)) for i in range(8)]
+    pq.write_table(pa.table({"path": files, "label": pa.array(LABELS, pa.int64())}), "t.parquet")
+    return "t.parquet", ["--real-value", "0"]
+
+
+def parquet_with_nulls():
+    images = [{"bytes": encoded(i, False), "path": ""} for i in range(8)]
+    pq.write_table(pa.table({"image": images, "label": pa.array(LABELS, pa.int64())}), "t.parquet")
+    return "t.parquet", ["--real-value", "0"]
+
+
+def class_label_of_minus_one():
+    images = [{"bytes": encoded(i, False), "path": ""} for i in range(8)]
+    features = {"label": {"names": ["real", "fake"], "_type": "ClassLabel"}}
+    table = pa.table({"image": images, "label": [-1 if y is None else y for y in LABELS]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, "t.parquet")
+    return "t.parquet", []
+
+
+def shard_without_some_cls():
+    labels = {f"{i}.cls": str(y).encode() for i, y in enumerate(LABELS) if y is not None}
+    tar_of("t.tar", {f"{i}.png": encoded(i, False) for i in range(8)} | labels)
+    return "t.tar", ["--real-value", "0"]
+
+
+def shard_with_null_in_json():
+    labels = {f"{i}.json": json.dumps({"label": y}).encode() for i, y in enumerate(LABELS)}
+    tar_of("t.tar", {f"{i}.png": encoded(i, False) for i in range(8)} | labels)
+    return "t.tar", ["--real-value", "0"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(csv_with_blanks, parquet_of_paths_with_nulls, parquet_with_nulls),
+        *(class_label_of_minus_one, shard_without_some_cls, shard_with_null_in_json),
+    ],
+    ids=lambda make: make.__name__,
+)
+def test_rows_without_a_label_are_left_out(afp, make):
+    table, options = make()
+    code, printed = afp("manifest", table, *options, "--left-out", "left.csv")
+    assert code == 0 and "2 no label" in printed, printed
+    frame, left = read_manifest("manifest.csv"), pd.read_csv("left.csv", keep_default_na=False)
+    assert frame["label"].tolist() == [y for y in LABELS if y is not None]
+    assert set(frame["generator"]) == {"real", "fake"}
+    assert [file[-5:] for file in left.loc[left["reason"] == "no label", "file"]] in (
+        ["2.png", "5.png"],
+        ["et::2", "et::5"],
+    )
+
+
+def test_what_is_blank_in_a_table_is_as_if_there_were_no_such_column(afp):
+    files = [str(save(f"{'abcdef'[i]}.png", i)) for i in range(6)]
+    columns = {
+        "label": ["coco", "sd2", "lama"] * 2,
+        "generator": [None, None, "inpainted", " ", "", None],
+        "kind": [None, "diffusion", "", "", "", ""],
+        "source": [None, "", " ", None, "one", "one"],
+    }
+    pd.DataFrame({"path": files, **columns}).to_parquet("t.parquet")
+    pd.DataFrame({"path": files, **columns}).to_csv("t.csv", index=False)
+    for table in ("t.parquet", "t.csv"):
+        code, printed = afp("manifest", table, "--real-value", "coco")
+        assert code == 0, printed
+        frame = read_manifest("manifest.csv")
+        assert frame["generator"].tolist() == ["real", "sd2", "inpainted", "real", "sd2", "lama"]
+        assert frame["kind"].tolist() == ["real", "diffusion", "unknown", "real", "unknown", "unknown"]
+        assert frame["source"].tolist() == ["a", "b", "c", "d", "one", "one"]
+
+
+def test_a_file_under_two_names_is_refused(afp):
+    for i in range(3):
+        save(f"ov/{i}.png", i)
+        save(f"ov/sd/{i}.png", 100 + i, fake=True)
+    Path("t.csv").write_text("path,label\nov/0.png,real\nov/sd/0.png,fake\nov/x/../sd/0.png,real")
+    Path("g.csv").write_text("path,label,generator\nov/0.png,fake,a\nov/0.png,fake,b\nov/1.png,real,")
+    for arguments, named in [
+        (
+            ["--real", "ov", "--fake", "sd=ov/sd"],
+            "sd/0.png: is listed as real 'real' and as fake 'sd'; 3 files",
+        ),
+        (["t.csv"], "sd/0.png: is listed as fake 'fake' and as real 'real'. List"),
+        (["g.csv"], "ov/0.png: is listed as fake 'a' and as fake 'b'. List"),
+    ]:
+        code, printed = afp("manifest", *arguments)
+        assert code == 2 and named in printed, printed
+    code, printed = afp("manifest", "--real", "ov/sd", "--real", "ov/sd", "--fake", "ov")
+    assert code == 2 and "is listed as real 'real' and as fake 'ov'" in printed
+
+
+def test_hidden_members_and_names_that_no_table_can_hold_are_not_taken(afp):
+    real, fake = ({f"{name}/{i}.png": encoded(i, False) for i in range(3)} for name in ("./real", "fake"))
+    hidden = ("real/._0.png", "__MACOSX/real/0.png", ".trash/fake/0.png", "real/.b/c/0.png", "real/._0.json")
+    bad = b"fake/caf\xe9.png".decode("utf-8", "surrogateescape")
+    Path("set").mkdir()
+    tar_of("set/t.tar", real | fake | dict.fromkeys(hidden, b"x") | {bad: b"x", "fake/a\n.png": b"x"})
+    Path("set/._t.tar").write_bytes(b"of macOS")
+    code, printed = afp("manifest", "set")
+    assert code == 0 and "not taken, of the tables: 2 name is not UTF-8 or has control characters" in printed
+    assert set(read_manifest("manifest.csv")["path"]) == {
+        f"set/t.tar::{n}/{i}.png" for n in ("real", "fake") for i in range(3)
+    }
+
+
+@pytest.mark.parametrize("image", ["struct", "binary"])
+def test_the_images_of_a_parquet_file_are_not_its_first_bytes(afp, image):
+    content = [encoded(i, False) for i in range(4)]
+    held = [{"bytes": c, "path": ""} for c in content] if image == "struct" else content
+    columns = {"hash": [b"x"] * 4, "Image": held, "thumb": [b"y"] * 4, "label": ["real", "fake"] * 2}
+    if image == "struct":
+        columns = {"mask": [{"bytes": b"z"}] * 4, **columns}
+    pq.write_table(pa.table(columns), "t.parquet")
+    code, printed = afp("manifest", "t.parquet", "--drop-unreadable")
+    assert code == 0 and "4 images: manifest.csv" in printed, printed
 
 
 class Evil:

@@ -23,7 +23,7 @@ def table(**columns) -> pd.DataFrame:
     return pd.DataFrame(base | columns)
 
 
-@pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet", "M.PARQUET"])
 def test_a_manifest_comes_back_as_it_was_written(tmp_path, small_frame, name):
     extra = small_frame.assign(mask="x.png")
     back = read_manifest(write_manifest(extra, tmp_path / "deeper" / name))
@@ -31,6 +31,28 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path, small_frame, name):
     same = [c for c in extra.columns if c not in ("path", "file")]
     pd.testing.assert_frame_equal(back[same], extra[same], check_dtype=False)
     assert not any(os.path.isabs(p) for p in back["path"])
+    head = (tmp_path / "deeper" / name).read_bytes()[:4]
+    assert (head == b"PAR1") == name.lower().endswith(".parquet")
+
+
+def test_an_image_is_the_same_in_two_manifests(tmp_path):
+    paths = [["x/a.png", "x/s.tar::b/c.png"], ["../x/a.png", "./../x/s.tar::b/c.png"]]
+    for folder, path in zip((tmp_path, tmp_path / "deep"), paths, strict=True):
+        folder.mkdir(exist_ok=True)
+        table(path=path, sha256=["AB", "cd"]).to_csv(folder / "m.csv", index=False)
+    frames = [read_manifest(folder / "m.csv") for folder in (tmp_path, tmp_path / "deep")]
+    assert frames[0]["file"].equals(frames[1]["file"])
+    assert frames[0]["file"].tolist() == [str(tmp_path / path) for path in paths[0]]
+    assert frames[0]["sha256"].tolist() == ["ab", "cd"]
+    assert from_files([tmp_path / "deep" / ".." / "x" / "a.png"])["file"][0] == frames[0]["file"][0]
+
+
+def test_a_manifest_in_a_linked_folder_finds_its_images(tmp_path):
+    picture(0).save(tmp_path / "a.png")
+    (tmp_path / "other" / "disk").mkdir(parents=True)
+    (tmp_path / "data").symlink_to("other/disk")
+    frame = table(file=[str(tmp_path / "a.png"), str(tmp_path / "b.png")])
+    assert os.path.isfile(read_manifest(write_manifest(frame, tmp_path / "data" / "m.csv"))["file"][0])
 
 
 def test_a_manifest_moves_with_its_images(tmp_path, small_manifest):
@@ -54,6 +76,7 @@ def test_names_that_look_like_missing_values_stay_names(tmp_path):
         ({"label": [0, None]}, "row 3: label"),
         ({"split": ["train", "dev"]}, "row 3: split is 'dev'"),
         ({"path": ["a", "a"]}, "row 3: path is 'a', expected a file, each once"),
+        ({"path": ["a", "x/.././a"]}, "row 3: path is 'x/.././a', expected a file, each once"),
         ({"fold": [0, 5]}, "row 3: fold is '5', expected 0 to 4"),
         ({"source": ["a", "a"]}, "row 3: fold is '4', .* the same for all images of a source"),
         ({"generator": ["a", ""]}, "row 3: generator is '', expected a name"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,28 @@ def test_a_column_names_the_source(afp):
     assert (
         "6 sources are few: dealt evenly" in printed or read_manifest("manifest.csv")["fold"].nunique() == 5
     )
+
+
+def test_a_rule_of_a_column_that_is_none_names_the_tables_own(afp):
+    Path("t.csv").write_text("path,label,photo,folder\na.png,real,p,x\nb.png,fake,p,y")
+    save("a.png", 1)
+    save("b.png", 2)
+    for column in ("foo", "folder", "set"):
+        code, printed = afp("manifest", "t.csv", "--source-rule", f"column:{column}")
+        assert code == 2 and "no such column, expected one of photo, generator\n" in printed
+
+
+@pytest.mark.parametrize("rule", ["", "stem", "folder", "(.*)/"])
+def test_one_name_in_two_spellings_is_one_source(afp, rule):
+    for i, name in enumerate(["Café", "naïve", "Über", "élan"]):
+        for k, form in enumerate(("NFC", "NFD")):
+            written = unicodedata.normalize(form, f"{name}/{name}")
+            save(f"{('real', 'fake/sd')[k]}/{written}.png", 10 * k + i, fake=k > 0)
+    save("real/IMG_a/IMG_a.JPG", 100)
+    save(f"fake/sd/{'img_a/img_a' if rule in ('', 'stem') else 'IMG_a/x'}.png", 101, fake=True)
+    code, printed = afp("manifest", ".", *(["--source-rule", rule] if rule else []))
+    assert code == 0 and "10 images of 5 sources" in printed, printed
+    assert set(read_manifest("manifest.csv")["source"]) == {"Café", "naïve", "Über", "élan", "IMG_a"}
 
 
 def test_sources_are_connected_through_others_and_through_bytes():

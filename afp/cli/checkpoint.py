@@ -52,7 +52,9 @@ def import_checkpoint(
         raise ModelError("give either --out (FILE becomes a run) or --export (a run becomes FILE)")
     config = dict(setting(text) for text in settings or [])
     if own := sorted({"file", "out", "backbone", "threshold"} & set(config)):
-        raise ModelError(f"--set {own[0]}: expected a field of the detector; --backbone, --threshold are options")
+        raise ModelError(
+            f"--set {own[0]}: expected a field of the detector; --backbone, --threshold are options"
+        )
     check_folder(out, "afp import-checkpoint", [file])
     folder, note = released.import_checkpoint(file, out, backbone, threshold, **config)
     echo(f"run: {folder}" + (f"\nnote: {note}" if note else ""))

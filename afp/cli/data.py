@@ -109,9 +109,8 @@ def manifest(
         listing = layouts.read_places(_named(real or [], "real"), _named(fake or [], ""))
     frame, notes = layouts.make_manifest(listing, source_rule, split, seed, drop_unreadable)
     generators = sorted(set(frame.loc[frame["label"] == 1, "generator"]))
-    if frame["label"].nunique() < 2:
-        raise DataError(f"all {len(frame)} images are {'fake' if generators else 'real'}; both are needed")
-    if unknown := set(held_out or []) - set(generators):
+    both = frame["label"].nunique() == 2
+    if both and (unknown := set(held_out or []) - set(generators)):
         raise DataError(f"--held-out: no generator {sorted(unknown)[0]!r}, expected {', '.join(generators)}")
     fake, away = frame["label"] == 1, frame["generator"].isin(held_out or [])
     sets = set(frame.loc[fake & away, "set"]) - set(frame.loc[fake & ~away, "set"]) - {""}
@@ -122,6 +121,12 @@ def manifest(
         with written_whole(left_out) as partial:
             pd.DataFrame(listing.left_out, columns=["file", "group", "reason"]).to_csv(partial, index=False)
         echo(f"left out: {left_out}")
+    if not both:
+        found = f"all {len(frame)} images are {'fake' if generators else 'real'}; both are needed"
+        if outside := [file for file, _, reason in listing.left_out if reason == layouts.NO_WORD]:
+            found += f"; {len(outside)} others have no class word in their path, such as {outside[0]}"
+            found += ": name the folders by --real DIR and --fake NAME=DIR"
+        raise DataError(found)
     write_manifest(frame, out)
     echo(f"{len(frame)} images: {out}")
 
@@ -158,7 +163,7 @@ def _print_listing(frame: pd.DataFrame, left_out: list, notes: list[str]) -> Non
     for group, rows in pd.DataFrame(left_out, columns=["file", "group", "reason"]).groupby("group"):
         reasons = rows["reason"].str.partition(":")[0].value_counts()
         parts = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
-        echo(f"not taken, {group or 'in the shards'}: {parts}, such as {rows['file'].iloc[0]}")
+        echo(f"not taken, {group or 'of the tables'}: {parts}, such as {rows['file'].iloc[0]}")
     for note in notes:
         echo(note, fg="yellow")
 

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import posixpath
+import re
 import stat
 import tarfile
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ from ..errors import DataError, ImageError
 from ..files import printable
 
 SUFFIXES = (".tar", ".parquet")
+BAD_NAME = "name is not UTF-8 or has control characters"
+# Usual names of a column with images, without underscores.
+_IMAGES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes", "imagebytes")
 MAX_GROUP = 2**31  # bytes of a Parquet row group, uncompressed: it is held in memory as a whole
 
 
@@ -51,6 +55,12 @@ def split_member(file: str | Path) -> tuple[str, str] | None:
     """Archive and member of ``shard.tar::member``; None for a plain path."""
     archive, colons, member = str(file).partition("::")
     return (archive, member) if colons and archive.lower().endswith(SUFFIXES) else None
+
+
+def normalised(file: str | Path) -> str:
+    """A file's absolute path without ``.`` and ``..`` in it; of ``shard.tar::member`` the shard's."""
+    archive, *member = split_member(file) or (str(file),)
+    return "::".join([os.path.abspath(archive), *member])
 
 
 def read_member(archive: str, member: str, most: int) -> bytes:
@@ -97,9 +107,10 @@ def list_members(path: Path, image_suffixes: frozenset[str]) -> tuple[pd.DataFra
 
     Of a tar shard these are the fields of the ``.json`` and the text of the ``.cls`` that share an image's name up
     to the first dot; of a Parquet file its plain columns (class numbers as names, where the file tells them).
+    Hidden files and folders and ``__MACOSX`` are ignored.
 
     Returns:
-        The rows; and the other members, each with its extension.
+        The rows; and the other members, each with its extension or what is wrong with its name.
     Raises:
         DataError: the archive cannot be read.
     """
@@ -113,15 +124,20 @@ def list_members(path: Path, image_suffixes: frozenset[str]) -> tuple[pd.DataFra
     images, skipped = [], {}
     index = _tar_index(str(path), status.st_size, status.st_mtime_ns)
     for member, (_, size) in index.items():
+        if any(part == "__MACOSX" or re.match(r"\.(?!\.$)", part) for part in member.split("/")):
+            continue
         folder, name = posixpath.split(member)
         key, suffix = posixpath.join(folder, name.split(".")[0]), Path(name).suffix.lower()
-        if suffix in image_suffixes:
+        if printable(member) != member:
+            skipped[printable(f"{path}::{member}")] = BAD_NAME
+        elif suffix in image_suffixes:
             images.append((member, key))
         elif suffix in (".json", ".cls") and size < 2**20:
             told.setdefault(key, {}).update(_fields(suffix, read_member(str(path), member, size)))
-        elif not name.startswith("."):
+        else:
             skipped[f"{path}::{member}"] = suffix or "no extension"
-    return pd.DataFrame([{**told.get(key, {}), "path": f"{path}::{m}"} for m, key in images]), skipped
+    rows = [{**told.get(key, {}), "path": f"{path}::{m}"} for m, key in images]
+    return pd.DataFrame(rows, dtype=object), skipped  # a number stays what it is beside a row without one
 
 
 def _fields(suffix: str, content: bytes) -> dict:
@@ -151,13 +167,16 @@ def _tar_index(archive: str, size: int, changed: int) -> dict[str, tuple[int, in
 
 
 def _image_column(schema: pa.Schema) -> str | None:
+    """The first of the columns that hold bytes in a struct, or else bytes; one named as an image goes before."""
+    found: list[tuple[bool, bool, int, str]] = []
     for field in schema:
         held = field.type
-        if pa.types.is_struct(held) and held.get_field_index("bytes") >= 0:
+        if struct := pa.types.is_struct(held) and held.get_field_index("bytes") >= 0:
             held = held.field("bytes").type
         if pa.types.is_binary(held) or pa.types.is_large_binary(held):
-            return field.name
-    return None
+            named = field.name.lower().replace("_", "") in _IMAGES
+            found.append((not struct, not named, len(found), field.name))
+    return min(found)[-1] if found else None
 
 
 @lru_cache(maxsize=64)
@@ -187,7 +206,8 @@ def _parquet_rows(path: Path) -> pd.DataFrame:
     table = pq.ParquetFile(path)
     plain = [f.name for f in table.schema_arrow if not pa.types.is_nested(f.type) and f.name != "path"]
     binary = {f.name for f in table.schema_arrow if "binary" in str(f.type)}
-    frame = table.read(columns=[name for name in plain if name not in binary]).to_pandas(ignore_metadata=True)
+    held = table.read(columns=[name for name in plain if name not in binary])
+    frame = held.to_pandas(ignore_metadata=True, integer_object_nulls=True)
     told = json.loads((table.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
     features = told.get("info", {}).get("features", {})
     for column, feature in features.items():

@@ -20,14 +20,15 @@ from tqdm.auto import tqdm
 
 from ..errors import AfpError, DataError, ImageError
 from ..files import check_input, printable
-from .archives import SUFFIXES, holds_images, list_members
+from .archives import BAD_NAME, SUFFIXES, holds_images, list_members, normalised
 from .images import FORMAT_OF, begins_like_an_image, list_images, open_image, read_file
 from .manifest import COLUMNS
-from .sources import find_sources, of_column, prefix_counted
+from .sources import filled, find_sources, of_column, prefix_counted
 from .splits import N_FOLDS, deal_folds, hash_folds
 
 LAYOUTS = ("auto", "sets", "categories")
 OUTSIDE = "outside of the layout"
+NO_WORD = "no class word in its path"
 _CLASSES = {
     **dict.fromkeys(
         ("real", "reals", "nature", "natural", "original", "originals", "authentic", "genuine"), 0
@@ -92,7 +93,7 @@ def read_tree(folder: Path, layout: str = "auto") -> Listing:
         if place := _place(file.relative_to(folder).as_posix(), layout):
             rows.append({"file": str(file.absolute()), **place})
         else:
-            left_out.append(LeftOut(printable(file), OUTSIDE, "no class word in its path"))
+            left_out.append(LeftOut(printable(file), OUTSIDE, NO_WORD))
     for i, skipped in enumerate(left_out):
         if place := _place(skipped.file.removeprefix(str(folder)).lstrip("/"), layout):
             left_out[i] = skipped._replace(group=place["generator"])
@@ -108,7 +109,7 @@ def _list_named(folder: Path, group: str) -> tuple[list[Path], list[LeftOut]]:
     """Images in a folder; and what was left out, also for a name that no table and no screen can hold."""
     files, skipped = list_images(folder, progress=True)
     bad = [file for file in files if printable(file) != str(file)]
-    skipped |= {printable(file): "name is not UTF-8 or has control characters" for file in bad}
+    skipped |= {printable(file): BAD_NAME for file in bad}
     return sorted(set(files) - set(bad)), [LeftOut(file, group, reason) for file, reason in skipped.items()]
 
 
@@ -196,9 +197,9 @@ class _PlainUnpickler(pickle.Unpickler):
 def _read_list(path: Path) -> list[Path]:
     try:
         check_input(path)
-        if path.suffix == ".txt":
+        if path.suffix.lower() == ".txt":
             names = path.read_text(encoding="utf-8-sig").splitlines()
-        elif path.suffix in (".pickle", ".pkl"):
+        elif path.suffix.lower() in (".pickle", ".pkl"):
             with path.open("rb") as stream:
                 names = _PlainUnpickler(stream).load()
         else:
@@ -212,7 +213,8 @@ def _read_list(path: Path) -> list[Path]:
 
 def find_shards(folder: Path) -> list[Path]:
     """The tar shards and Parquet files of images in a folder; raises DataError beside loose images."""
-    shards = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and holds_images(p)]
+    found = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
+    shards = [p for p in found if p.suffix.lower() in SUFFIXES and holds_images(p)]
     if shards and (loose := list_images(folder, progress=True)[0]):
         raise DataError(
             f"{folder}: {len(shards)} shards and {len(loose)} loose images; give the shards by name"
@@ -225,8 +227,9 @@ def read_tables(
 ) -> Listing:
     """Tables of paths (relative to the table's folder) and labels; Parquet files and tar shards of images.
 
-    Columns ``generator``, ``kind``, ``set``, ``split`` and ``source`` are taken as they are. Three and more labels
-    are generators. Without a column of labels, class words in the paths tell them.
+    Columns ``generator``, ``kind``, ``set``, ``split`` and ``source`` are taken as they are; a blank one counts as
+    none. Three and more labels are generators. Without a column of labels, class words in the paths tell them. Rows
+    without a label or a path are left out.
 
     Args:
         tables: files of one kind, their rows joined.
@@ -250,17 +253,23 @@ def read_tables(
         else:
             frame = _read_table(table)
             column = _find_column(frame, path_column, _PATHS, f"{table}: paths", "--path-column")
-            inner = frame[column].astype(str)
-            frame["path"] = [str(table.parent / name) for name in inner]
-        frames.append(frame.assign(inner=inner))
+            inner = filled(frame, column)
+            left_out += [LeftOut(printable(table), "", "no path")] * int((inner == "").sum())
+            frame, inner = frame[inner != ""], inner[inner != ""]
+            frame = frame.assign(path=[str(table.parent / name) for name in inner])
+        frames.append(frame.astype(object).assign(inner=inner))
     images = pd.concat(frames, ignore_index=True)
     if images.empty:
         raise DataError(f"{tables[0]}: no image in it")
     images["inner"] = images["inner"].str.replace(r"\.\w+$", "", regex=True)
     if label_column or any(_plain(column) in _LABELS for column in images):
         column = _find_column(images, label_column, _LABELS, f"{tables[0]}: labels", "--label-column")
-        values = images[column].astype(str).str.strip()
-        images["label"] = _as_labels(values, real_value, f"{tables[0]}: column {column!r}")
+        values, where = filled(images, column).str.strip(), f"{tables[0]}: column {column!r}"
+        left_out += [LeftOut(printable(file), "", "no label") for file in images.loc[values == "", "path"]]
+        images, values = (part[values != ""].reset_index(drop=True) for part in (images, values))
+        if images.empty:
+            raise DataError(f"{where}: no image has a label")
+        images["label"] = _as_labels(values, real_value, where)
         fakes = values if values.nunique() > 2 else "fake"
         generators = images["label"].map({0: "real"}).fillna(fakes)
     else:
@@ -270,7 +279,7 @@ def read_tables(
         images["label"] = [place["label"] for place in places if place]
         generators = pd.Series([place["generator"] for place in places if place])
     for name, default in [("generator", generators), ("set", ""), ("split", "")]:
-        images[name] = images[name].fillna("").astype(str) if name in images else default
+        images[name] = filled(images, name, default)
     images["split"] = images["split"].str.lower().replace(_SPLITS)
     images = images.assign(file=images["path"], folder="").drop(columns="path")
     return Listing(images, left_out, _name_of(tables[0].parent))
@@ -280,7 +289,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     try:
         check_input(path)
         if path.suffix.lower() == ".parquet":
-            return pd.read_parquet(path)
+            return pd.read_parquet(path, to_pandas_kwargs={"integer_object_nulls": True})
         with path.open(encoding="utf-8-sig", newline="") as stream:
             sample = stream.read(2**16)
         try:
@@ -333,9 +342,11 @@ def make_manifest(
     Returns:
         A frame as `read_manifest` gives it, and remarks, a sentence each.
     Raises:
-        DataError: names that need a rule, or too few sources to split.
+        DataError: a file of two labels or generators, names that need a rule, or too few sources to split.
     """
-    images, notes = listing.images.drop_duplicates("file", ignore_index=True), []
+    images, notes = listing.images.assign(file=listing.images["file"].map(normalised)), []
+    _refuse_two_names(images)
+    images = images.drop_duplicates("file", ignore_index=True)
     if len(images) < len(listing.images):
         notes.append(f"{len(listing.images) - len(images)} files are listed twice and taken once")
     reading = tqdm(images["file"], desc="reading", unit="image", leave=False)
@@ -367,9 +378,22 @@ def make_manifest(
         notes.append("the data set's own split is not kept: --split deals anew")
     if not of_column(listing.images, rule):  # after the folds: they do not change with the data set's name
         images["source"] = prefix_counted(images["source"], listing.name)
-    if "kind" not in images:
-        images["kind"] = images["label"].map({0: "real", 1: "unknown"})
+    images["kind"] = filled(images, "kind", images["label"].map({0: "real", 1: "unknown"}))
     return images.assign(path=images["file"])[[*COLUMNS, "file"]], notes
+
+
+def _refuse_two_names(images: pd.DataFrame) -> None:
+    """Refuse a file that is listed under two labels or generators, as where a folder lies within another."""
+    named = images.drop_duplicates(["file", "label", "generator"])
+    if twice := named.loc[named["file"].duplicated(), "file"].tolist():
+        rows = named[named["file"] == twice[0]].head(2)
+        one, two = (
+            f"{'fake' if row.label else 'real'} {row.generator!r}" for row in rows.itertuples(index=False)
+        )
+        n = f"; {len(twice)} files are listed twice" if len(twice) > 1 else ""
+        raise DataError(
+            f"{printable(twice[0])}: is listed as {one} and as {two}{n}. List each file as one of them"
+        )
 
 
 def _check_file(file: str, decode: bool) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..errors import DataError, ImageError
 from ..files import check_input, printable, written_whole
+from .archives import normalised
 from .images import sha256
 from .splits import N_FOLDS, hash_folds
 
@@ -30,9 +31,9 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
     """Read a CSV or Parquet manifest and check its schema (not its images: see `afp.data.audit`).
 
     Returns:
-        DataFrame with `COLUMNS`, any further columns of the file, and ``file``: the absolute place of each image
-        (``path`` is relative to the manifest's folder). Without a column ``fold`` it comes from the source's hash,
-        without ``set`` that is empty.
+        DataFrame with `COLUMNS`, any further columns of the file, and ``file``: the absolute place of each image,
+        without ``..`` (``path`` is relative to the manifest's folder). Without a column ``fold`` it comes from the
+        source's hash, without ``set`` that is empty.
     Raises:
         DataError: unreadable file, missing column, no row, a label other than 0/1, an unknown split, a source
             in two folds, an empty generator or source, a repeated path.
@@ -53,12 +54,14 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
     for column in (c for c in COLUMNS if c not in ("label", "fold")):
         text = frame[column] if frame[column].dtype == "str" else frame[column].astype(object)
         frame[column] = text.fillna("").astype(str)
+    frame["sha256"] = frame["sha256"].str.lower()
+    frame["file"] = [normalised(os.path.join(path.parent, name)) for name in frame["path"]]
     if "fold" not in frame:
         frame["fold"] = hash_folds(frame)
     for column, bad in [
         ("label", ~frame["label"].isin([0, 1])),
         ("split", ~frame["split"].isin(["train", "validation", "test", "none"])),
-        ("path", frame["path"].duplicated() | frame["path"].eq("") | frame["path"].str.contains("\0")),
+        ("path", frame["file"].duplicated() | frame["path"].eq("") | frame["path"].str.contains("\0")),
         ("generator", frame["generator"].eq("")),
         ("source", frame["source"].eq("")),
         ("fold", ~frame["fold"].isin(range(N_FOLDS))),
@@ -68,14 +71,13 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
             row = int(bad.idxmax())
             value = str(given.get(column, frame[column])[row])
             raise DataError(f"{path}: row {row + 2}: {column} is {value!r}, expected {_EXPECTED[column]}")
-    files = [os.path.join(path.parent.absolute(), name) for name in frame["path"]]
-    return frame.astype({"label": int, "fold": int}).assign(file=files)
+    return frame.astype({"label": int, "fold": int})
 
 
 def _read(path: Path) -> pd.DataFrame:
     check_input(path)
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             return pd.read_parquet(path)
         text = {c: str for c in COLUMNS if c not in ("label", "fold")}
         return pd.read_csv(path, dtype=text, keep_default_na=False)
@@ -93,7 +95,7 @@ def write_manifest(frame: pd.DataFrame, path: str | Path) -> Path:
         path=[Path(os.path.relpath(f, path.parent)).as_posix() for f in frame["file"]]
     )
     with written_whole(path) as partial:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             frame.to_parquet(partial, index=False)
         else:
             frame.to_csv(partial, index=False)
@@ -112,5 +114,5 @@ def from_files(files: Collection[str | Path], progress: bool = False) -> pd.Data
         digest = ""
         with suppress(ImageError):
             digest = sha256(file)
-        rows.append((printable(file), str(file.absolute()), digest))
+        rows.append((printable(file), normalised(file), digest))
     return pd.DataFrame(rows, columns=["path", "file", "sha256"], dtype=object)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
@@ -14,6 +15,7 @@ from .splits import connect_sources
 _FRAME = re.compile(r"(?:.*[_-])?(?:frame|frm)[_-]?\d+", re.IGNORECASE)
 # vid01_0003, 012-0003; but not ImageNet's n01440764_0003, whose first part is a category.
 _FLAT_FRAME = r"^(?!n\d{8}[_-])(.*\d)[_-](\d{2,})$"
+_OWN = {"file", "label", "inner", "folder", "sha256", "reason"}  # columns that `afp` adds to a table's
 _SWAP = re.compile(r"(\d+)_(\d+)")
 
 
@@ -22,21 +24,24 @@ def find_sources(images: pd.DataFrame, rule: str = "") -> list[str]:
 
     Args:
         images: with ``inner``, ``folder``, ``label``, ``generator``, ``set``, ``sha256`` (see `afp.data.layouts`).
-        rule: ``stem``: files of one name, in whatever folder. ``folder``: files of one folder. ``column:NAME``: a
-            column of a table. Else a regular expression, searched in the path within the class without extension
-            (such as ``vid01/frame_0003``): its groups are the parents, several for a swap of several. Empty:
-            the column ``source`` if there is one, else names, refused where they look like frames or derivatives.
+        rule: ``stem``: files of one name, in whatever folder and in upper or lower case. ``folder``: files of one
+            folder. ``column:NAME``: a column of a table; where it is blank, the image's own name. Else a regular
+            expression, searched in the path within the class without extension (such as ``vid01/frame_0003``):
+            its groups are the parents, several for a swap of several. Empty: the column ``source`` if there is
+            one that is not blank, else names, refused where they look like frames or derivatives.
     Raises:
         DataError: names that need a rule, a rule that is none, or one that fits no name.
     """
-    inner = images["inner"].astype(str)
-    stem = inner.str.rpartition("/")[2]
+    # macOS decomposes accents in names, other systems do not.
+    inner = images["inner"].astype(str).map(lambda name: unicodedata.normalize("NFC", name))
+    stem = _in_one_case(inner.str.rpartition("/")[2])
     if of_column(images, rule):
         column = rule.removeprefix("column:") or "source"
-        if column not in images:
-            known = ", ".join(images.columns)
-            raise DataError(f"--source-rule {rule}: no such column, expected one of {known}")
-        parents = [[str(value)] for value in images[column]]
+        known = [name for name in images if name not in _OWN and (filled(images, name) != "").any()]
+        if column not in known:
+            names = ", ".join(map(str, known))
+            raise DataError(f"--source-rule {rule}: no such column, expected one of {names}")
+        parents = [[name] for name in filled(images, column, inner)]
     elif rule == "stem":
         parents = [[name] for name in stem]
     elif rule == "folder":
@@ -48,13 +53,25 @@ def find_sources(images: pd.DataFrame, rule: str = "") -> list[str]:
         # A name tells the source, unless it stands several times wherever it stands: numbers within categories.
         alone = ~images.assign(stem=stem).duplicated(["stem", "label", "generator", "set"], keep=False)
         names = stem.where(alone.groupby(stem).transform("any"), inner)
-        parents = [[name] for name in prefix_counted(names, images["set"])]
+        parents = [[name] for name in prefix_counted(_in_one_case(names), images["set"])]
     return connect_sources(parents, images["sha256"])
 
 
 def of_column(images: pd.DataFrame, rule: str) -> bool:
     """Whether a column names the sources, and no file."""
-    return rule.startswith("column:") or (not rule and "source" in images)
+    return rule.startswith("column:") or (not rule and bool((filled(images, "source") != "").any()))
+
+
+def filled(images: pd.DataFrame, column: str, default: str | pd.Series = "") -> pd.Series:
+    """A column as text; the default where it is blank, or for all where there is no such column."""
+    values = images[column].astype(object) if column in images else pd.Series(None, images.index, object)
+    text = values.where(values.notna(), "").astype(str)
+    return text.where(text.str.strip() != "", default)
+
+
+def _in_one_case(names: pd.Series) -> pd.Series:
+    """Names that differ in upper and lower case alone, all as the first of them in sorted order."""
+    return names.groupby(names.str.casefold()).transform("min")
 
 
 def prefix_counted(names: pd.Series, sets: pd.Series | str) -> pd.Series:
