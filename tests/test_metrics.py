@@ -312,36 +312,36 @@ def test_intervals_cover_the_truth():
 
 
 def test_a_photograph_drawn_twice_meets_its_own_fakes_once():
-    """Pair by pair: of one source, the copies of an image meet those of the same draw alone."""
+    """Image by image: to a copy of a fake, the other copies of its source are not there."""
     df = check_scores(table(n_sources=8, generators=("gan-a",), fold=0))
     df = df[df["generator"] != "real-resampled"]
     source = pd.factorize(df["source"], sort=True)[0]
-    counts = metrics._resample(source, (df["label"] == 0).to_numpy(), 20)
-    _, values = metrics._replicates(df, 20)["gan-a", "GAN", "real"]
     label, score = (df[c].to_numpy() for c in ("label", "score"))
-    fakes, reals = np.flatnonzero(label == 1), np.flatnonzero(label == 0)
-    for replicate, drawn in zip(values["auc"], counts.astype(int), strict=True):
-        won = met = 0.0
-        for i in fakes:
-            for j in reals:
-                own = source[i] == source[j]
-                times = drawn[source[i]] * (1 if own else drawn[source[j]])
-                won += times * ((score[i] > score[j]) + (score[i] == score[j]) / 2)
-                met += times
-        assert replicate == pytest.approx(won / met, abs=1e-12)
+    counts = metrics._resample(source, label == 0, 20).astype(int)
+    _, values = metrics._replicates(df, 20)["gan-a", "GAN", "real"]
+    for k, drawn in enumerate(counts):
+        won = met = precision = 0.0
+        for i in np.flatnonzero(label == 1):
+            times = np.where(source == source[i], 1, drawn[source])
+            wins = (score[i] > score) + (score[i] == score) / 2
+            won += drawn[source[i]] * (times * wins)[label == 0].sum()
+            met += drawn[source[i]] * times[label == 0].sum()
+            found = times * (score >= score[i])
+            precision += drawn[source[i]] * found[label == 1].sum() / found.sum()
+        assert values["auc"][k] == pytest.approx(won / met, abs=1e-12)
+        assert values["ap"][k] == pytest.approx(precision / drawn[source[label == 1]].sum(), abs=1e-12)
 
 
 def test_an_interval_of_fakes_that_are_nearly_copies_holds_their_mean():
-    inside, values = [], []
+    found = []
     for seed in range(20):
         df = table(n_sources=60, tiles=2, generators=("gan-a",), seed=seed, fold=0)
         real = df[df["generator"] == "real"]["score"].to_numpy()
         near = np.random.default_rng(seed).normal(0.06, 0.02, len(real))
         df.loc[df["label"] == 1, "score"] = (real + near).clip(0, 1)
-        found = pick(evaluate(df.assign(fold=df["source"].str[-1]), n_boot=200), "gan-a")
-        values.append(found.value)
-        inside.append((found.low, found.high))
-    assert sum(low <= np.mean(values) <= high for low, high in inside) >= 17
+        found.append(pick(evaluate(df.assign(fold=df["source"].str[-1]), n_boot=200), "gan-a"))
+    mean = np.mean([auc.value for auc in found])
+    assert sum(auc.low <= mean <= auc.high for auc in found) >= 17
 
 
 def test_few_images_of_many_generators_share_a_group():
