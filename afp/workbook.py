@@ -82,7 +82,8 @@ def parameters(path: Path) -> dict[str, Parameter]:
 def from_shell(name: str, text: str) -> str:
     """A parameter's text; of a file or folder in the shell's folder the whole path, as notebooks run elsewhere."""
     here = Path.cwd() / Path(text).expanduser()
-    return str(here) if name in PLACES and text and here.exists() else text
+    known = here.exists() if name in PLACES else name in ("backbone", "vlm") and here.is_dir()
+    return str(here) if text and known else text
 
 
 def check_values(path: Path, values: dict[str, str]) -> dict[str, bool | int | float | str | None]:

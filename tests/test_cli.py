@@ -287,6 +287,15 @@ def test_other_detectors_tables_of_one_name_stay_apart(afp):
     assert aucs == {"a/scores.csv: scores": 0.0, "b/scores.csv: scores": 1.0}
 
 
+def test_a_run_finds_its_backbone_from_any_folder(afp, small_manifest, tiny_tower, monkeypatch, tmp_path):
+    shutil.copytree(tiny_tower, "tower")
+    fit = ("fit", "--backbone", "tower", "-m", small_manifest, "--set", "block=1", "--out", "run")
+    assert afp(*fit).code == 0
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert afp("score", small_manifest, "--run", tmp_path / "run", "--out", "s.csv").code == 0
+
+
 def test_an_unreadable_file_takes_no_map_from_another_of_its_name(afp, small_manifest, tiny_tower):
     fit = ("fit", "--backbone", tiny_tower, "-m", small_manifest, "--set", "block=1", "--out", "probe")
     assert afp(*fit).code == 0

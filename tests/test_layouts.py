@@ -416,6 +416,31 @@ def test_rows_without_a_label_are_left_out(afp, make):
     )
 
 
+@pytest.mark.parametrize(
+    ("labels", "real"),
+    [
+        (["0", "0.0", "1", "1.0", "nan", "N/A"], "0"),
+        (["real", "REAL", "fake", "Fake", "NULL", "none"], "Real"),
+    ],
+)
+def test_a_label_is_one_however_it_is_written(afp, labels, real):
+    files = [save(f"images/{i}.png", i) for i in range(6)]
+    pd.DataFrame({"path": files, "label": labels}).to_csv("t.csv", index=False)
+    code, printed = afp("manifest", "t.csv", "--real-value", real, "--out", "m.csv")
+    frame = read_manifest("m.csv")
+    assert code == 0 and "2 no label" in printed
+    assert frame["label"].tolist() == [0, 0, 1, 1] and frame["generator"].nunique() <= 3
+
+
+def test_an_image_without_a_split_beside_others_is_used_for_nothing(afp):
+    files = [save(f"images/{i}.png", i) for i in range(8)]
+    splits = ["train"] * 4 + ["test"] * 2 + [""] * 2
+    pd.DataFrame({"path": files, "label": [0, 1] * 4, "split": splits}).to_csv("t.csv", index=False)
+    code, printed = afp("manifest", "t.csv", "--real-value", "0", "--out", "m.csv")
+    assert code == 0 and "2 images without a split" in printed
+    assert read_manifest("m.csv")["split"].value_counts()["none"] == 2
+
+
 def test_what_is_blank_in_a_table_is_as_if_there_were_no_such_column(afp):
     files = [str(save(f"{'abcdef'[i]}.png", i)) for i in range(6)]
     columns = {

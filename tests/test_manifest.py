@@ -55,6 +55,21 @@ def test_a_manifest_in_a_linked_folder_finds_its_images(tmp_path):
     assert os.path.isfile(read_manifest(write_manifest(frame, tmp_path / "data" / "m.csv"))["file"][0])
 
 
+def test_what_stands_above_a_linked_folder_is_above_the_folder_itself(tmp_path):
+    for i, folder in enumerate(("store/images", "store/sets", "home")):
+        (tmp_path / folder).mkdir(parents=True)
+        picture(i).save(tmp_path / folder / "a.png")
+    (tmp_path / "home" / "sets").symlink_to("../store/sets")
+    table(path=["../images/a.png", "../images/b.png"]).to_csv(
+        tmp_path / "store" / "sets" / "m.csv", index=False
+    )
+    found = read_manifest(tmp_path / "home" / "sets" / "m.csv")["file"][0]
+    assert os.path.samefile(found, tmp_path / "store" / "images" / "a.png")
+    (tmp_path / "store" / "a.png").write_bytes(b"another")
+    two = from_files([tmp_path / "home" / "sets" / ".." / "a.png", tmp_path / "home" / "a.png"])
+    assert two["file"].nunique() == 2 and two["sha256"].nunique() == 2
+
+
 def test_a_manifest_moves_with_its_images(tmp_path, small_manifest):
     moved = shutil.copytree(small_manifest.parent, tmp_path / "moved")
     frame = read_manifest(moved / small_manifest.name)

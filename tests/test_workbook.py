@@ -80,6 +80,9 @@ def test_a_path_is_one_of_the_shells_folder_or_refused_before_anything_runs(tmp_
     Path("photo.jpg").touch()
     assert afp("run", path, "-p", "image", "photo.jpg", "--out", "out").code == 0
     assert printed(Path("out", path.name)).strip() == str(Path("photo.jpg").resolve())
+    Path("clip").mkdir()
+    assert workbook.from_shell("backbone", "./clip") == str(Path.cwd() / "clip")
+    assert workbook.from_shell("backbone", "clip-vit-l14") == "clip-vit-l14"
     refused = afp("run", path, "-p", "image", "nowhere.jpg", "--out", "none")
     assert refused.code == 2 and "image is 'nowhere.jpg', but there is no" in refused.text
     assert not Path("none").exists()

@@ -176,7 +176,7 @@ def _unknown(values: dict[str, str], frame: pd.DataFrame | None) -> str:
 
 def _weights(name: str) -> tuple[bool, str, BackboneSize | None]:
     """Whether a backbone is there, in words, and its size."""
-    folder = backbone_folder(name)
+    folder = NOTEBOOKS / backbone_folder(name)
     if name == "demo-clip" and not folder.is_dir():
         return False, f"{name} is not built; make it with `afp demo`", None
     if not folder.is_dir():

@@ -58,9 +58,20 @@ def split_member(file: str | Path) -> tuple[str, str] | None:
 
 
 def normalised(file: str | Path) -> str:
-    """A file's absolute path without ``.`` and ``..`` in it; of ``shard.tar::member`` the shard's."""
+    """A file's absolute path without ``.`` and ``..`` in it; of ``shard.tar::member`` the shard's.
+
+    A ``..`` behind a link leads to the parent of the folder that is linked.
+    """
     archive, *member = split_member(file) or (str(file),)
-    return "::".join([os.path.abspath(archive), *member])
+    folder, name = os.path.split(archive)
+    whole = os.path.join(os.getcwd(), folder)
+    place = _real(whole) if ".." in folder.split(os.sep) else os.path.abspath(whole)
+    return "::".join([os.path.join(place, name), *member])
+
+
+@lru_cache(maxsize=2**16)  # once a folder
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def read_member(archive: str, member: str, most: int) -> bytes:

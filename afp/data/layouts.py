@@ -44,6 +44,7 @@ _SPLITS = {
 }
 # The archive of CLIPping the Deception keeps its classes under two of ImageNet's names.
 _CLIPPING = {"images/val/n01440764/": "real/", "images/val/n01443537/": "fake/"}
+_NO_LABEL = ("nan", "null", "none", "n/a", "na", "<na>")
 # Usual names of columns, without underscores.
 _PATHS = ("path", "file", "filename", "filepath", "image", "imagepath", "img", "imgpath")
 _LABELS = ("label", "labels", "class", "target", "cls", "isfake", "generated", "y")
@@ -264,7 +265,7 @@ def read_tables(
     images["inner"] = images["inner"].str.replace(r"\.\w+$", "", regex=True)
     if label_column or any(_plain(column) in _LABELS for column in images):
         column = _find_column(images, label_column, _LABELS, f"{tables[0]}: labels", "--label-column")
-        values, where = filled(images, column).str.strip(), f"{tables[0]}: column {column!r}"
+        values, where = filled(images, column).map(_label), f"{tables[0]}: column {column!r}"
         left_out += [LeftOut(printable(file), "", "no label") for file in images.loc[values == "", "path"]]
         images, values = (part[values != ""].reset_index(drop=True) for part in (images, values))
         if images.empty:
@@ -312,12 +313,21 @@ def _plain(column: object) -> str:
     return str(column).lower().replace("_", "")
 
 
+def _label(text: str) -> str:
+    """A label without blanks around it: 1.0 is 1, and what stands for no label is empty."""
+    text = text.strip()
+    if text.casefold() in _NO_LABEL:
+        return ""
+    return text.removesuffix(".0") if re.fullmatch(r"\d+\.0", text) else text
+
+
 def _as_labels(values: pd.Series, real_value: str, where: str) -> pd.Series:
     distinct = sorted(values.unique())
     if real_value:
-        if real_value not in distinct:
+        is_real = values.str.casefold() == _label(real_value).casefold()
+        if not is_real.any():
             raise DataError(f"{where}: --real-value {real_value!r}, expected one of {distinct[:20]}")
-        return (values != real_value).astype(int)
+        return (~is_real).astype(int)
     if not set(values.str.lower()) <= set(_CLASSES):
         raise DataError(f"{where}: holds {', '.join(distinct[:20])}; which is real? Give --real-value")
     return values.str.lower().map(_CLASSES)
@@ -420,11 +430,13 @@ def _split_anew(images: pd.DataFrame) -> pd.Series:
 
 def _own_split(images: pd.DataFrame, notes: list[str]) -> pd.Series:
     """The data set's own split, completed where it lacks a part; without one, all is test."""
-    own = images["split"]
-    if not own.any():
+    if not images["split"].any():
         return pd.Series("test", images.index)
+    own = images["split"].replace("", "none")
     if unknown := sorted(set(own) - {*_SPLITS.values(), "none"}):
         raise DataError(f"split: {unknown[0]!r} for some images, expected train, validation, test or none")
+    if n := int((images["split"] == "").sum()):
+        notes.append(f"{n} images without a split beside others with one are used for nothing (none)")
     if not (own == "test").any():
         own = own.replace("validation", "test")
         notes.append("the data set has no test split: its validation images are the test")

@@ -91,8 +91,9 @@ def _read(path: Path) -> pd.DataFrame:
 def write_manifest(frame: pd.DataFrame, path: str | Path) -> Path:
     """Write a manifest as CSV or Parquet (by suffix), whole, paths relative to its folder."""
     path = Path(path).absolute()
+    folder = os.path.realpath(path.parent)  # a ``..`` behind a link would lead elsewhere
     frame = frame.drop(columns="file", errors="ignore").assign(
-        path=[Path(os.path.relpath(f, path.parent)).as_posix() for f in frame["file"]]
+        path=[Path(os.path.relpath(f, folder)).as_posix() for f in frame["file"]]
     )
     with written_whole(path) as partial:
         if path.suffix.lower() == ".parquet":

@@ -31,11 +31,11 @@ a replicate has as many photographs as the data. Replicates where a metric is un
 Where a class comes from one source alone, low and high are NaN: the spread is not known. A photograph drawn
 twice meets its own fakes as often as one drawn once, or AUC and AP of fakes that are nearly copies of their
 photographs would lean by far (the AUC did, in 300 made-up tables of 61 photographs in five folds: by .02, and
-.45 of the intervals held the mean of all tables; now .97). Intervals of `ap`, `eer` and `tpr_at_` still lean to
-the good side, those of `ap` so far for such copies in folds of ten photographs that one may miss its own value;
-those of `ece` and of the worst of several generators lean to the bad side. Where fake and photograph are alike,
-AUC and AP themselves are a little higher than among strangers, as each fake meets its own photograph too
-(correlation .6 in folds of 12: by .01).
+.45 of the intervals held the mean of all tables; now .97; in folds of five such photographs one may still miss
+its own value). Intervals of `ap`, `eer` and `tpr_at_` still lean to the good side, those of `ap` so far for
+such copies in folds of ten photographs that one may miss its own value; those of `ece` and of the worst of
+several generators lean to the bad side. Where fake and photograph are alike, AUC and AP themselves are a little
+higher than among strangers, as each fake meets its own photograph too (correlation .6 in folds of 12: by .01).
 """
 
 from __future__ import annotations
