@@ -6,7 +6,6 @@ every image and perturbation, and one fit of a pseudo-word. Other training comes
 
 from __future__ import annotations
 
-from ast import literal_eval
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -156,8 +155,8 @@ def _manifest(path: Path) -> tuple[tuple[bool, str], pd.DataFrame | None]:
 
 
 def _defaults(notebook: Path) -> dict[str, str]:
-    """What a notebook takes where nothing is given."""
-    return {name: str(literal_eval(p.default)) for name, p in parameters(notebook).items()}
+    """What a notebook takes where nothing is given, as written, without quotes."""
+    return {name: p.default.strip("'\"") for name, p in parameters(notebook).items()}
 
 
 def _unknown(values: dict[str, str], frame: pd.DataFrame | None) -> str:
