@@ -168,7 +168,7 @@ def _unknown(values: dict[str, str], frame: pd.DataFrame | None) -> str:
     for key, names in known.items():
         asked = {part.strip() for part in values.get(key, "").split(",")} - {"", "all"}
         if missing := sorted(asked - set(names)):
-            known_names = ", ".join(sorted(set(names)))
+            known_names = ", ".join(sorted(set(names))) + ", or all" * (key == "kind")
             return f"{key}: there is no {missing[0]!r}, expected some of {known_names} (-p {key} ...)"
     return ""
 
