@@ -41,6 +41,12 @@ def backbone_folder(name: str) -> Path:
     return DEMO_VLM if name in ("demo-vlm", "demo-vlm-untrained") else Path(name)
 
 
+def whole_backbone(name: str) -> str:
+    """A backbone's name as a run keeps it, found from any folder: of a folder of one's own the whole path."""
+    own = backbone_folder(name) == Path(name) and Path(name).is_dir()
+    return os.path.abspath(name) if own else name
+
+
 def demo_manifest() -> Path:
     """The demo benchmark's manifest (there after ``afp demo``)."""
     return data_dir() / "demo" / "manifest.csv"

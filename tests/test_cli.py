@@ -11,6 +11,7 @@ import pytest
 from conftest import picture, save, smoothed, write_folders
 from sklearn.metrics import roc_auc_score
 
+from afp import detectors
 from afp.cli import COMMANDS
 from afp.data.manifest import read_manifest, write_manifest
 from afp.data.splits import use_fold
@@ -289,6 +290,7 @@ def test_other_detectors_tables_of_one_name_stay_apart(afp):
 
 def test_a_run_finds_its_backbone_from_any_folder(afp, small_manifest, tiny_tower, monkeypatch, tmp_path):
     shutil.copytree(tiny_tower, "tower")
+    assert detectors.create("linear-probe", backbone="tower").backbone == str(tmp_path / "tower")
     fit = ("fit", "--backbone", "tower", "-m", small_manifest, "--set", "block=1", "--out", "run")
     assert afp(*fit).code == 0
     Path("elsewhere").mkdir()

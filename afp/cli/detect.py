@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -79,16 +78,12 @@ def fit(
     from ..detectors import create
     from ..detectors.base import read_config
     from ..detectors.operating_point import TARGET_FPR, OperatingPoint
-    from ..paths import backbone_folder
     from ..results import runs
     from ..results.scores import read_scores
 
     dtype = PRECISIONS.get(precision or "", precision)
     given = {"backbone": backbone, "preset": preset, "dtype": dtype}
     config = dict(setting(text) for text in settings or []) | {k: v for k, v in given.items() if v}
-    name = str(config.get("backbone") or "demo-clip")
-    if backbone_folder(name) == Path(name) and Path(name).is_dir():  # the run finds it from any folder
-        config["backbone"] = os.path.abspath(name)
     if explain:
         recipe = getattr(create(detector, **config), "explain_recipe", None)
         if recipe is None:

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import posixpath
-import re
 import stat
 import tarfile
 from collections.abc import Iterator
@@ -55,6 +54,11 @@ def split_member(file: str | Path) -> tuple[str, str] | None:
     """Archive and member of ``shard.tar::member``; None for a plain path."""
     archive, colons, member = str(file).partition("::")
     return (archive, member) if colons and archive.lower().endswith(SUFFIXES) else None
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is ignored: hidden, or what macOS puts into archives."""
+    return name == "__MACOSX" or (name.startswith(".") and name != "..")
 
 
 def normalised(file: str | Path) -> str:
@@ -135,7 +139,7 @@ def list_members(path: Path, image_suffixes: frozenset[str]) -> tuple[pd.DataFra
     images, skipped = [], {}
     index = _tar_index(str(path), status.st_size, status.st_mtime_ns)
     for member, (_, size) in index.items():
-        if any(part == "__MACOSX" or re.match(r"\.(?!\.$)", part) for part in member.split("/")):
+        if any(map(is_hidden, member.split("/"))):
             continue
         folder, name = posixpath.split(member)
         key, suffix = posixpath.join(folder, name.split(".")[0]), Path(name).suffix.lower()

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from ..errors import ImageError
 from ..files import printable
-from .archives import open_regular, read_member, split_member
+from .archives import is_hidden, open_regular, read_member, split_member
 
 FORMAT_OF = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
@@ -153,8 +153,8 @@ def _walk(folder: str | Path, skipped: dict[str, str]) -> Iterator[Path]:
         if real in visited:
             folders.clear()
         else:
-            folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__MACOSX")
-            yield from (Path(parent, file) for file in sorted(files) if not file.startswith("."))
+            folders[:] = sorted(f for f in folders if not is_hidden(f))
+            yield from (Path(parent, file) for file in sorted(files) if not is_hidden(file))
         visited.add(real)
 
 

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..errors import AfpError, DataError, ImageError
 from ..files import check_input, printable
-from .archives import BAD_NAME, SUFFIXES, holds_images, list_members, normalised
+from .archives import BAD_NAME, SUFFIXES, holds_images, is_hidden, list_members, normalised
 from .images import FORMAT_OF, begins_like_an_image, list_images, open_image, read_file
 from .manifest import COLUMNS
 from .sources import filled, find_sources, of_column, prefix_counted
@@ -214,7 +214,7 @@ def _read_list(path: Path) -> list[Path]:
 
 def find_shards(folder: Path) -> list[Path]:
     """The tar shards and Parquet files of images in a folder; raises DataError beside loose images."""
-    found = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
+    found = [p for p in sorted(folder.iterdir()) if not is_hidden(p.name)]
     shards = [p for p in found if p.suffix.lower() in SUFFIXES and holds_images(p)]
     if shards and (loose := list_images(folder, progress=True)[0]):
         raise DataError(

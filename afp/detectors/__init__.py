@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
+from ..paths import whole_backbone
 from .base import Detector, check_known, read_config
 
 _CLASSES = {
@@ -38,6 +39,8 @@ def create(name: str, **config: Any) -> Detector:
     """A new, unfitted detector. Raises ModelError for an unknown name or config field, and for a wrong value."""
     cls = detector_class(name)
     check_known(cls, config)
+    if isinstance(backbone := config.get("backbone"), str):
+        config["backbone"] = whole_backbone(backbone)
     return cls(**config)
 
 

@@ -229,7 +229,8 @@ class _Comparison:
         steps = np.diff(tp, axis=1, prepend=0)
         area = (steps * (real.total[:, None] - (fp + fp_before) / 2)).sum(1)
         sources, pairs, won = self.own_pairs
-        twins = counts[:, sources] * (counts[:, sources] - 1.0)  # (replicates, sources with both classes)
+        drawn = counts[:, sources] * 1.0  # (replicates, sources with both classes)
+        twins = drawn * (drawn - 1)
         found = {"auc": (area - twins @ won) / (fake.total * real.total - twins @ pairs)}
         weights, more = np.diff(fake.above, axis=1), counts[:, self.sources] - 1.0  # (replicates, fakes)
         alarms = real.above[:, self.at_fakes[0]] - more * self.own_reals

@@ -50,12 +50,10 @@ def recomputed_numbers() -> dict[str, float]:
     for version in (2, 3):
         table = published.antifakeprompt(version)
         means = published.headlines(table).drop(columns="note").set_index("method")
-        word = table[(table["method"] == "AntifakePrompt") & (table["seen_in_training"] == 0)]
-        same = table[table["test_set"].isin(word["test_set"])]
-        means["same sets"] = same.groupby("method")["accuracy"].mean()
-        lama = table[(table["method"] == "AntifakePrompt + LaMa") & (table["seen_in_training"] == 0)]
-        same = table[table["test_set"].isin(lama["test_set"])]
-        means["unseen by both"] = same.groupby("method")["accuracy"].mean()
+        for mean, method in (("same sets", "AntifakePrompt"), ("unseen by both", "AntifakePrompt + LaMa")):
+            unseen = table[(table["method"] == method) & (table["seen_in_training"] == 0)]
+            same = table[table["test_set"].isin(unseen["test_set"])]
+            means[mean] = same.groupby("method")["accuracy"].mean()
         numbers |= {f"v{version} {mean}, {method}": x for (mean, method), x in means.unstack().items()}
     cells = published.ablation_answers(published.ablations())
     names = {("LoRA's row", way): "LoRA {}, " + way for way in ("printed", "logged")}
