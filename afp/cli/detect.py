@@ -188,7 +188,7 @@ def score(
     from ..detectors.base import read_config
     from ..figures import report
     from ..results import verdict
-    from ..results.scores import count_known_by_name, place, score_to_csv
+    from ..results.scores import count_known_by_name, place_of, score_to_csv
 
     perturbation = preprocess.check_perturbation(perturbation)
     if target_fpr is not None and any("=" not in text for text in threshold or []):
@@ -238,7 +238,7 @@ def score(
     if html:
         echo(f"report: {report.write_html(table, frame, folder, html, maps)}")
     if explain:
-        shown = frame[frame["file"].map(place).isin(good["place"])]
+        shown = frame[frame["file"].map(place_of).isin(good["place"])]
         overlays = write_overlays(detectors.load(folder), shown, explain, perturbation)
         echo(f"overlays: {len(overlays)} in {explain}")
     if len(failed):
@@ -315,7 +315,9 @@ def test(
         places = [("real", real_dir)] if real_dir else [], [("fake", fake_dir)] if fake_dir else []
         listing = read_places(*places)
         frame, notes = make_manifest(listing, "stem")
-        for note in (*notes, f"{len(listing.left_out)} files are no images" * bool(listing.left_out)):
+        if listing.left_out:
+            notes.append(f"{len(listing.left_out)} files are no images")
+        for note in notes:
             echo(note, fg="yellow", err=True)
     table = score_frame(detector, frame, run=folder.name)
     failed, good = table[table["error"] != ""], table[table["error"] == ""]

@@ -168,8 +168,8 @@ def _unknown(values: dict[str, str], frame: pd.DataFrame | None) -> str:
     for key, names in known.items():
         asked = {part.strip() for part in values.get(key, "").split(",")} - {"", "all"}
         if missing := sorted(asked - set(names)):
-            known_names = ", ".join(sorted(set(names))) + ", or all" * (key == "kind")
-            return f"{key}: there is no {missing[0]!r}, expected some of {known_names} (-p {key} ...)"
+            expected = ", ".join([*sorted(set(names)), "or all"] if key == "kind" else sorted(set(names)))
+            return f"{key}: there is no {missing[0]!r}, expected some of {expected} (-p {key} ...)"
     return ""
 
 

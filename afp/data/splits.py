@@ -26,7 +26,9 @@ def connect_sources(parents: Sequence[Sequence[str]], hashes: Iterable[str]) -> 
     """
     rows, names = [], []
     for i, (own, digest) in enumerate(zip(parents, hashes, strict=True)):
-        keys = [f"parent {name}" for name in own] + [f"hash {digest}"] * bool(digest)
+        keys = [f"parent {name}" for name in own]
+        if digest:
+            keys.append(f"hash {digest}")
         rows += [i] * len(keys)
         names += keys
     codes, distinct = pd.factorize(np.array(names, dtype=object), sort=True)

@@ -62,7 +62,8 @@ def _from_antifakeprompt(file: str | Path, backbone: str, config: dict) -> tuple
     detector.vlm_ = load_vlm(backbone, device="meta", revision=detector.revision)
     for tower, row in rows.items():
         _put(file, KEYS[tower], row, detector.adapters_[tower], backbone)
-    return detector, f"{len(others)} other tensors are ignored: {', '.join(others[:3])}, ..." * bool(others)
+    note = f"{len(others)} other tensors are ignored: {', '.join(others[:3])}, ..." if others else ""
+    return detector, note
 
 
 def _from_universal(file: str | Path, state: dict, backbone: str, config: dict) -> tuple[Detector, str]:

@@ -16,7 +16,7 @@ from ..detectors import load
 from ..detectors.base import read_config
 from ..errors import ImageError, ModelError
 from ..files import PAGE, check_output, write_text
-from ..results.scores import place
+from ..results.scores import place_of
 from ..results.verdict import Standing, cautions
 from .grid import data_uri
 
@@ -66,7 +66,7 @@ def write_html(
 
 def with_files(table: pd.DataFrame, frame: pd.DataFrame) -> Iterator[tuple]:
     """Every row of a scores table with its file: a table holds names, not where they are."""
-    files = {place(file): file for file in frame["file"]}
+    files = {place_of(file): file for file in frame["file"]}
     for row in table.itertuples():
         yield row, files[row.place]
 

@@ -53,7 +53,7 @@ def score_frame(
     return _fill(table, detector, frame.reset_index(drop=True), progress)
 
 
-def place(file: str | Path) -> str:
+def place_of(file: str | Path) -> str:
     """What tells a file from others of its name in a scores table: twelve hex digits of its whole path."""
     return hashlib.sha256(os.fsencode(Path(file).absolute())).hexdigest()[:12]
 
@@ -70,7 +70,7 @@ def unscored_table(
     table = frame.reindex(columns=[c for c in SCORE_COLUMNS if c in frame.columns]).reset_index(drop=True)
     table = table.assign(perturbation=perturbation, detector=detector.name, run=run, fold=fold, error="")
     table["role"] = _roles(detector, table)
-    table["place"] = frame["file"].map(place).to_numpy()
+    table["place"] = frame["file"].map(place_of).to_numpy()
     own = thresholds or {}
     table["threshold"] = own.get("", detector.threshold_)
     if "generator" in table:
