@@ -166,11 +166,9 @@ def test_a_revision_of_the_hub_can_be_named(tmp_path, small_frame, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     main, v1 = load_backbone("some/tower"), load_backbone("some/tower@v1")
-    assert (runs.hub_commit("some/tower"), runs.hub_commit("some/tower@v1")) == (
-        commits["main"],
-        commits["v1"],
-    )
-    assert runs.hub_commit("demo-clip") == ""
+    probes = [detectors.create("linear-probe", backbone=f"some/tower{at}") for at in ("", "@v1")]
+    assert [runs.hub_commit(probe) for probe in probes] == list(commits.values())
+    assert runs.hub_commit(detectors.create("linear-probe")) == ""
     assert main.fingerprint != v1.fingerprint
     with pytest.raises(ModelError, match="some/tower@v2"):
         load_backbone("some/tower@v2")

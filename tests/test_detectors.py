@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import picture
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
 from afp import detectors
@@ -151,6 +153,35 @@ def test_a_training_starts_from_a_runs_weights(name, fit, configs, sets, tmp_pat
     on = detectors.create(name, **configs[name])
     on.fit(sets["train"], sets["validation"], progress=False, start=run)
     assert np.abs(on.score(sets["test"]) - given).max() > 1e-6
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "backbone" in detectors.create(n).config()])
+def test_a_run_refuses_other_weights_where_its_backbones_were(name, configs, afp, small_manifest):
+    """Not the same ones in more files, or elsewhere."""
+    source = configs["vlm-prompt" if name.startswith("vlm") else "clip-lora"]["backbone"]
+    shutil.copytree(source, "backbone")
+    fit = ["fit", "-d", name, "-m", small_manifest, "--backbone", "backbone"]
+    few = [f"--set={key}=1" for key in ("epochs", "block") if key in detectors.create(name).config()][-1:]
+    assert afp(*fit, *few, "--out", "run").code == 0
+    shards, weights = (
+        [Path(f"backbone/{i}.safetensors") for i in (0, 1)],
+        load_file("backbone/model.safetensors"),
+    )
+    names = sorted(weights)
+    for i, file in enumerate(shards):
+        save_file({key: weights[key] for key in names[i::2]}, file, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {key: shards[i % 2].name for i, key in enumerate(names)}}
+    Path("backbone/model.safetensors").unlink()
+    Path("backbone/model.safetensors.index.json").write_text(json.dumps(index))
+    score = ["score", small_manifest, "--run", "run", "--no-cache", "--out"]
+    assert afp(*score, "same.csv").code == 0
+    weights[names[0]] = weights[names[0]] + 1
+    save_file(weights, "backbone/model.safetensors", {"format": "pt"})
+    again = [*fit, *few, "--init-from", "run"] if detectors.detector_class(name).trains_on else []
+    for command in ([*score, "other.csv"], again):
+        if command:
+            status, shown = afp(*command)
+            assert status == 2 and "backbone holds other weights (hash" in shown
 
 
 def test_a_run_that_no_training_can_start_from_is_refused(fit, configs, sets, tmp_path):

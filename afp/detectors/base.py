@@ -38,6 +38,7 @@ _FIELDS: dict[str, tuple[Any, str]] = {
     "threshold": ((float, int), "a number"),
     "generators": (list, "a list of names"),
     "operating_point": (dict | None, "settings by name, or null"),
+    "weights": (str, "a hash, or an empty text"),
 }
 
 
@@ -121,6 +122,7 @@ class Detector(ABC):
                 raise ModelError(
                     f"{part}: labels {found} in {len(frame)} images, expected both 0 and 1{hint}"
                 )
+        self.weights_ = ""
         self.checkpoint_, progress = checkpoint, progress and processes.rank() == 0
         self.start_ = self._checked_start(start) if start else None
         try:
@@ -209,6 +211,7 @@ class Detector(ABC):
         point = getattr(self, "operating_point_", None)
         content = {"detector": self.name, "config": self.config(), "n_trainable": self.n_trainable}
         content |= {"threshold": self.threshold_, "operating_point": asdict(point) if point else None}
+        content["weights"] = self._weights_here()
         write_json(folder / "config.json", content | {"generators": self.generators_})
         tables = {IMAGES: getattr(self, "images_", None), "history.csv": getattr(self, "history_", None)}
         written = {name: table for name, table in tables.items() if table is not None}
@@ -231,6 +234,7 @@ class Detector(ABC):
             detector = cls(**content["config"])
             point = content.get("operating_point")
             detector.operating_point_ = OperatingPoint(**point) if point else None
+            detector.weights_ = content["weights"]
         except (TypeError, ValueError) as error:
             raise ModelError(f"{Path(folder) / 'config.json'}: {error}") from error
         return detector
@@ -269,7 +273,28 @@ class Detector(ABC):
             if key not in MAY_CHANGE and value != own.get(key):
                 raise ModelError(f"{folder}: its {key} is {value!r}, expected {own.get(key)!r} to start from")
         check_seal(folder)
+        self.weights_ = content["weights"]
+        self._check_weights()
         return Path(folder)
+
+    def _weights_here(self) -> str:
+        """The hash of the backbone's weights on this machine; empty without a backbone, or if they are not here."""
+        if not (backbone := getattr(self, "backbone", "")):
+            return ""
+        from ..models.weights import weights_hash
+
+        return weights_hash(backbone, getattr(self, "revision", None))
+
+    def _check_weights(self) -> None:
+        """Once, when a run's backbone is opened. Raises ModelError where it has other weights than in the fit."""
+        expected, backbone = getattr(self, "weights_", ""), getattr(self, "backbone", "")
+        here = self._weights_here() if expected else ""
+        if here not in ("", expected):
+            raise ModelError(
+                f"{self.name}: {backbone} holds other weights (hash {here[:8]}) than the run was fitted on "
+                f"({expected[:8]}); put those back, or fit the run again"
+            )
+        self.weights_ = ""
 
     def _warm_up(self, frame: pd.DataFrame, progress: bool) -> None:
         """Cache what a fit reads of these rows: several processes do it together, before each of them fits."""
@@ -326,7 +351,7 @@ def read_config(folder: str | Path) -> dict:
         raise ModelError(f"{folder}: no run here (no config.json); make one with `afp fit`") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not a readable run config ({error})") from error
-    content = {"operating_point": None, **content} if isinstance(content, dict) else {}
+    content = {"operating_point": None, "weights": "", **content} if isinstance(content, dict) else {}
     for key, (kind, words) in _FIELDS.items():
         if key not in content:
             raise ModelError(f"{path}: field {key!r} is missing")

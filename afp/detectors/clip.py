@@ -156,7 +156,13 @@ class TowerDetector(Detector):
     @property
     def backbone_(self) -> Backbone:
         """The frozen model, loaded once a process."""
-        return load_backbone(self.backbone, dtype=self.dtype)
+        return self._frozen(dtype=self.dtype)
+
+    def _frozen(self, **options: Any) -> Backbone:
+        """The frozen model as `load_backbone` takes it; ModelError where it is not the one of the run."""
+        backbone = load_backbone(self.backbone, **options)
+        self._check_weights()
+        return backbone
 
     @property
     def published(self) -> bool:

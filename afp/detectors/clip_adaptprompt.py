@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from ..errors import ModelError
-from ..models.backbones import Backbone, load_backbone
+from ..models.backbones import Backbone
 from ..models.training import Recipe
 from .clip import FEW_SHOT, SOURCES, Preset, published_recipe
 from .clip_adapter import AdaptedClip
@@ -58,7 +58,7 @@ class ClipAdaptPrompt(AdaptedClip, ClipPrompt):
     @property
     def backbone_(self) -> Backbone:
         """The frozen model, without its last blocks."""
-        return load_backbone(self.backbone, dtype=self.dtype, drop_blocks=self.drop_blocks)
+        return self._frozen(dtype=self.dtype, drop_blocks=self.drop_blocks)
 
     def texts(self) -> list[str]:
         """The text of each class, in the order of the labels."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from ..models.backbones import Backbone, DualModel, load_backbone, read_weights
+from ..models.backbones import Backbone, DualModel, read_weights
 from ..models.text_tower import CLASSES, TextSide, check_text
 from ..models.training import Recipe
 from .clip import DIFFERENCES, FEW_SHOT, ClipDetector, Preset, published_recipe
@@ -42,7 +42,7 @@ class ClipFinetune(ClipDetector):
     @property
     def backbone_(self) -> Backbone:
         """The tuned backbone once there is one."""
-        return self.__dict__.get("tuned_") or load_backbone(self.backbone, dtype="float32")
+        return self.__dict__.get("tuned_") or self._frozen(dtype="float32")
 
     @property
     def n_trainable(self) -> int:
@@ -81,11 +81,11 @@ class ClipFinetune(ClipDetector):
             part.save_pretrained(str(folder / "model"))
 
     def _load(self, folder: Path) -> None:
-        self._tuned(load_backbone(self.backbone, dtype="float32"), self._read(folder))
+        self._tuned(self._frozen(dtype="float32"), self._read(folder))
 
     def _read(self, folder: Path) -> DualModel:
         """The tuned model in a run."""
-        source, base = folder / "model", load_backbone(self.backbone, dtype="float32")
+        source, base = folder / "model", self._frozen(dtype="float32")
         if not (source / "config.json").is_file():
             raise FileNotFoundError(errno.ENOENT, "no model", str(source))
         where = {"pretrained_model_name_or_path": str(source), "trust_remote_code": False}

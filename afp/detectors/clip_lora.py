@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from peft import PeftModel
 
-from ..models.backbones import DualModel, load_backbone
+from ..models.backbones import DualModel
 from ..models.low_rank import add_low_rank, check_low_rank
 from ..models.soft_prompts import adapter_folder, make_trainable, save_adapter
 from ..models.text_tower import check_text
@@ -48,7 +48,7 @@ class ClipLora(ClipFinetune):
     @property
     def n_trainable(self) -> int:
         """Numbers in the low-rank matrices: rank times in- and output, for each target of each block."""
-        backbone = load_backbone(self.backbone, dtype="float32")
+        backbone = self._frozen(dtype="float32")
         check_text(backbone)
         return backbone.n_blocks * len(TARGETS) * self.rank * 2 * backbone.width
 
@@ -63,7 +63,7 @@ class ClipLora(ClipFinetune):
         save_adapter(self.tuned_.model.vision_model, folder / "adapter")
 
     def _read(self, folder: Path) -> DualModel:
-        model = copy.deepcopy(load_backbone(self.backbone, dtype="float32").model)
+        model = copy.deepcopy(self._frozen(dtype="float32").model)
         at = str(adapter_folder(folder / "adapter"))
         model.vision_model = PeftModel.from_pretrained(model.vision_model, at)
         return model

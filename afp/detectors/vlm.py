@@ -172,6 +172,7 @@ class VlmDetector(Detector):
             crop=self.is_paper,
             revision=self.revision,
         )
+        self._check_weights()
         if self.answer_scoring == "logits":
             for answer in self.answers:
                 vlm.answer_id(answer)

@@ -89,8 +89,8 @@ def fit_run(
             table = unscored_table(detector, validation, folder.name, fold, "none")
             content = {"identity": key, "fold": fold, "without": list(without), "fit_seconds": seconds}
             content |= {"n_train": len(train), "n_validation": len(validation)} | environment()
-            if backbone := getattr(detector, "backbone", ""):
-                content["hub_commit"] = hub_commit(backbone)
+            if hasattr(detector, "backbone"):
+                content["hub_commit"] = hub_commit(detector)
             with written_folder(folder, "afp fit") as partial:
                 detector.save(partial)
                 _write_table(table.assign(score=detector.validation_scores_), partial / "validation.csv")
@@ -138,7 +138,7 @@ def _identity(
 ) -> str:
     """Hash of all that the result of a fit depends on: detector, config, code, weights, images in their order."""
     code = _code(inspect.getfile(type(detector)))
-    parts = [detector.name, detector.config(), target_fpr, code, _weights(getattr(detector, "backbone", ""))]
+    parts = [detector.name, detector.config(), target_fpr, code, _weights(detector)]
     return _hashed([*parts, _rows(train), _rows(validation)])[:8]
 
 
@@ -153,33 +153,24 @@ def _hashed(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _weights(backbone: str) -> object:
-    """What tells a backbone's weights apart: hashes of a folder's files, or the revision of a hub's."""
-    if not backbone:
+def _weights(detector: Detector) -> object:
+    """What tells a backbone's weights apart: hashes of a folder's files, or the commit of a hub's."""
+    if not (backbone := getattr(detector, "backbone", "")):
         return None
-    folder = backbone_folder(backbone)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():  # no backbone; the fit will say so
-            return None
-        files = sorted(
-            f for f in folder.rglob("*") if f.suffix in (".safetensors", ".json", ".txt", ".model")
-        )
-        return [[f.relative_to(folder).as_posix(), _file_hash(f, f.stat().st_mtime_ns)] for f in files]
-    from huggingface_hub import hf_hub_download
+    from ..models.weights import local_folder
 
-    from ..models import backbones, instructblip
-
-    name, _, revision = backbone.partition("@")
-    name = (backbones.ALIASES | instructblip.ALIASES).get(name, name)
-    try:
-        return Path(hf_hub_download(name, "config.json", revision=revision or None)).parent.name
-    except (OSError, ValueError):  # the fit will say that there are no weights
+    folder = local_folder(backbone, getattr(detector, "revision", None))
+    if folder is None:  # the fit will say that there are no weights
         return None
+    if not backbone_folder(backbone).is_dir():
+        return folder.name
+    files = sorted(f for f in folder.rglob("*") if f.suffix in (".safetensors", ".json", ".txt", ".model"))
+    return [[f.relative_to(folder).as_posix(), _file_hash(f, f.stat().st_mtime_ns)] for f in files]
 
 
-def hub_commit(backbone: str) -> str:
-    """The commit of the hub that a backbone's weights come from; empty for a folder."""
-    found = _weights(backbone)
+def hub_commit(detector: Detector) -> str:
+    """The commit of the hub that a detector's weights come from; empty for a folder, or without a backbone."""
+    found = _weights(detector)
     return found if isinstance(found, str) else ""
 
 
