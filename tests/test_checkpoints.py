@@ -88,6 +88,12 @@ def test_one_tower_alone(tmp_path, folder):
     file = as_lavis_writes_it(tmp_path / "llm.pth", **{KEYS["qformer"]: None})
     run, _ = import_checkpoint(file, tmp_path / "run", backbone=folder)
     assert read_config(run)["config"]["towers"] == "llm" and read_config(run)["n_trainable"] == 16
+    for wrong, message in (
+        ({"towers": "qformer"}, "towers"),
+        ({"n_vectors": 2}, "n_vectors 1, which is set to 2"),
+    ):
+        with pytest.raises(ModelError, match=f"holds rows for {message}"):
+            import_checkpoint(file, tmp_path / "other", backbone=folder, **wrong)
 
 
 HUGE = torch.zeros(1).as_strided((1, 3_500_000_000), (0, 0))  # 14 GB of float32 in 4 bytes of a file
@@ -105,6 +111,7 @@ HUGE = torch.zeros(1).as_strided((1, 3_500_000_000), (0, 0))  # 14 GB of float32
         ({KEYS["llm"]: torch.zeros(1, 32)}, r"tokens.weight has shape \(1, 32\), .* needs \(1, 16\)"),
         ({KEYS["llm"]: HUGE}, r"claims the shape \(1, 3500000000\), more than the file holds"),
         ({"visual_encoder.pos_embed": HUGE}, "visual_encoder.pos_embed claims the shape"),
+        ({"x": torch.eye(2).to_sparse()}, "x is a tensor of layout torch.sparse_coo, expected a dense one"),
         ({key: None for key in KEYS.values()}, "none of the keys"),
     ],
 )

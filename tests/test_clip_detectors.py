@@ -29,7 +29,7 @@ from afp import detectors
 from afp.data.images import sha256
 from afp.data.preprocess import prepare_all
 from afp.detectors import clip
-from afp.detectors.clip_prompt import POSITIONS, ClipPrompt
+from afp.detectors.clip_prompt import ClipPrompt
 from afp.errors import ModelError, UnreadableImages
 from afp.models import backbones, features, soft_prompts, training
 from afp.models.backbones import Backbone, load_backbone
@@ -181,7 +181,7 @@ def by_hand(side: TextSide, word: str, context: torch.Tensor, position: str) -> 
 
 
 @pytest.mark.parametrize("kind", ["clip", "dual"])
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", ["front", "middle", "end"])
 @pytest.mark.parametrize("per_class", [False, True])
 def test_prompts_equal_those_assembled_by_hand(folders, kind, position, per_class):
     detector = ClipPrompt(backbone=folders[kind], n_context=4, class_position=position, per_class=per_class)
@@ -290,8 +290,7 @@ def vit_l14(monkeypatch):
         model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=768))
     device = torch.device("meta")
     backbone = Backbone("vit-l14", model, CLIPImageProcessorPil(), clip_tokenizer(), device, torch.float32)
-    for module in ("clip", "clip_finetune", "clip_lora", "clip_adaptprompt"):
-        monkeypatch.setattr(f"afp.detectors.{module}.load_backbone", lambda name, **_: backbone)
+    monkeypatch.setattr("afp.detectors.clip.load_backbone", lambda name, **_: backbone)
     return backbone
 
 
@@ -506,7 +505,7 @@ def test_an_interrupted_fine_tuning_goes_on_where_it_was(
         ("clip-zero-shot", {"templates": ["{} {}"]}, "templates"),
         ("clip-finetune", {"preset": "large"}, "preset is 'large'"),
         ("clip-adaptprompt", {"drop_blocks": -1}, "drop_blocks is -1"),
-        ("clip-lora", {"dropout": 1}, "dropout 1"),
+        ("clip-lora", {"dropout": 1}, "dropout is 1, expected a number of at least 0 and under 1"),
         ("linear-probe", {"preset": "sgd"}, "preset is 'sgd'"),
         ("linear-probe", {"preset": "paper", "block": "6"}, "block is '6'"),
     ],

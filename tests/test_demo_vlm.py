@@ -12,7 +12,9 @@ from demo_vlm_questions import ALL, SIMPLE, WORDS, Questions, truths
 from PIL import Image
 from transformers import InstructBlipForConditionalGeneration
 
+from afp.detectors.released import export_checkpoint, import_checkpoint
 from afp.models import instructblip
+from afp.models.checkpoints import KEYS, read_checkpoint
 from afp.paths import DEMO_VLM
 
 
@@ -120,6 +122,17 @@ def test_the_committed_miniature_is_an_instructblip_that_answers(monkeypatch):
     assert set(loaded.ask(tokens, "What was done to this photo?")) <= set(CHANGES)
     examined = pd.read_csv(DEMO_VLM / "vqa.csv").set_index("question")
     assert examined["right"]["change"] > 0.6 and examined["right"]["single"] > 0.65
+
+
+def test_a_word_of_the_miniature_is_read_back_from_the_file_that_it_was_written_to(tmp_path):
+    rows = {KEYS["qformer"]: torch.ones(1, 128), KEYS["llm"]: torch.zeros(1, 128)}
+    torch.save({"model": rows}, tmp_path / "word.pth")
+    run, _ = import_checkpoint(tmp_path / "word.pth", tmp_path / "run", backbone="demo-vlm", preset="demo")
+    export_checkpoint(run, tmp_path / "again.pth")
+    again = read_checkpoint(tmp_path / "again.pth")[0]
+    assert torch.equal(again["qformer"], rows[KEYS["qformer"]]) and torch.equal(
+        again["llm"], rows[KEYS["llm"]]
+    )
 
 
 def test_an_answer_ends_with_the_tokenizers_end_token_whatever_the_config_says(monkeypatch):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import math
+import os
 from functools import partial
 from pathlib import Path
 
@@ -97,10 +99,26 @@ def test_nothing_is_kept_that_should_not_be(frame, backbone, cache, passes, monk
         whole = extract(frame, backbone, "embedding", progress=False)
         assert not images_in(cache)
     assert np.array_equal(extract(frame, backbone, "embedding", progress=False), whole)
-    assert features.fits(len(frame), backbone, "tokens:1")
+    plain = Normalisation(), "none"
+    assert features.fits(frame, backbone, "tokens:1", *plain)
     monkeypatch.setattr(features, "RESERVE", 10**18)
-    assert not features.fits(len(frame), backbone, "tokens:1")
+    assert not features.fits(frame, backbone, "tokens:1", *plain)
     assert "features of 20 images would take 0.0 GB" in caplog.text
+    assert features.fits(frame, backbone, "embedding", *plain)  # they are there already
+
+
+def test_a_store_whose_writer_died_between_its_two_files_goes_on(frame, backbone, cache, monkeypatch):
+    opened = os.open
+
+    def full(path, flags, *mode):
+        if flags & os.O_CREAT and str(path).endswith(".rows"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, flags, *mode)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "open", full)
+        extract(frame, backbone, "embedding", progress=False)
+    assert extract(frame, backbone, "embedding", progress=False).shape == (20, backbone.embedding_dim)
 
 
 def test_a_cache_of_another_version_is_dropped_aloud(frame, backbone, cache, caplog):

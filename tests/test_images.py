@@ -80,6 +80,7 @@ def samples():
         "plain.bmp": encoded(PHOTO, "BMP"),
         "plain.tif": encoded(PHOTO, "TIFF"),
         "packed.tiff": encoded(PHOTO, "TIFF", compression="tiff_adobe_deflate"),
+        "big": encoded(PHOTO, "TIFF", big_tiff=True),
         "moving.gif": encoded(PHOTO, "GIF", save_all=True, append_images=[second]),
         "new.avif": encoded(PHOTO, "AVIF"),
         "old.jfif": encoded(PHOTO, "JPEG"),

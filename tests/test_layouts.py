@@ -162,10 +162,13 @@ def test_a_data_sets_own_split_is_kept_and_fits(afp):
 
 
 def test_the_split_in_the_names_of_shards_is_kept(afp):
-    for name, first in (("train", 0), ("test", 40)):
-        files = [save(f"{name}/{i}.png", first + i, fake=i % 2 == 1) for i in range(20)]
+    """And rows of one number in two of them are two photographs, whatever their labels are."""
+    for name, first in (("train", 0), ("test", 41)):
+        labels = [(first + i) % 2 for i in range(20)]
+        files = [save(f"{name}/{i}.png", first + i, fake=label == 1) for i, label in enumerate(labels)]
         rows = [
-            {"image": {"bytes": f.read_bytes(), "path": f.name}, "label": i % 2} for i, f in enumerate(files)
+            {"image": {"bytes": f.read_bytes(), "path": f.name}, "label": label}
+            for f, label in zip(files, labels, strict=True)
         ]
         Path("data").mkdir(exist_ok=True)
         pd.DataFrame(rows).to_parquet(f"data/{name}-00000-of-00001.parquet")
@@ -174,6 +177,28 @@ def test_the_split_in_the_names_of_shards_is_kept(afp):
     frame = read_manifest("m.csv")
     assert (frame["path"].str.contains("test-0") == (frame["split"] == "test")).all()
     assert set(frame["split"]) == {"train", "validation", "test"} and frame["source"].nunique() == 40
+
+
+def test_shards_below_a_folder_with_colons_are_read(afp, monkeypatch):
+    Path("a::b").mkdir()
+    monkeypatch.chdir("a::b")
+    assert afp("manifest", *shards()[0])[0] == 0
+    assert (read_manifest("manifest.csv")["sha256"] != "").all()
+
+
+def test_a_tree_that_cannot_be_listed_is_named(afp, unlistable):
+    save("locked/real/0.png", 0)
+    status, printed = afp("manifest", "locked")
+    assert status == 2 and "locked: no image below a folder named real or fake" in printed
+
+
+def test_a_data_set_without_a_test_split_and_without_validation_keeps_what_it_has(afp):
+    for i in range(8):
+        save(f"set/train/real/{i}.png", i)
+        save(f"set/train/fake/{i}.png", i, fake=True)
+    status, printed = afp("manifest", "set")
+    assert status == 0 and "its validation images are the test" not in printed
+    assert set(read_manifest("manifest.csv")["split"]) == {"train", "validation"}
 
 
 def test_a_layout_is_named_where_the_guess_is_wrong(afp):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -346,6 +347,14 @@ def test_missing_weights_are_named(tmp_path):
     save_file(kept, f"{where}/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"\d\d weights are missing, such as qformer\."):
         load_vlm(where, device="cpu")
+
+
+def test_damaged_weights_name_the_backbone(tmp_path):
+    where = Path(save(tmp_path, small_config()))
+    weights = where / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=f"backbone {where}: cannot load"):
+        load_vlm(str(where), device="cpu")
 
 
 def test_code_in_a_backbones_folder_never_runs(tmp_path, monkeypatch):

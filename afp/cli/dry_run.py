@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -202,7 +203,7 @@ def _time(size: BackboneSize, n_views: int) -> str:
     )
 
 
-def _fit(size: BackboneSize, frame: pd.DataFrame, preset: str) -> tuple[bool, str]:
+def _fit(size: BackboneSize, frame: pd.DataFrame, preset: Any) -> tuple[bool, str]:
     """Of one pseudo-word: each epoch asks once about each training image; only activations have gradients."""
     try:
         epochs = VlmPrompt(preset=preset).recipe().epochs

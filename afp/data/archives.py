@@ -10,6 +10,7 @@ import io
 import json
 import os
 import posixpath
+import re
 import stat
 import tarfile
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from ..errors import DataError, ImageError
 from ..files import printable
 
 SUFFIXES = (".tar", ".parquet")
+_MEMBER = re.compile(r"(.*?\.(?:tar|parquet))::(.*)", re.IGNORECASE | re.DOTALL)
 BAD_NAME = "name is not UTF-8 or has control characters"
 # Usual names of a column with images, without underscores.
 _IMAGES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes", "imagebytes")
@@ -40,7 +42,7 @@ def open_regular(path: str | Path) -> Iterator[io.BufferedReader]:
     Raises:
         ImageError: it is missing, may not be read, or is no regular file.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    flags = os.O_RDONLY | os.O_NONBLOCK
     try:
         with open(path, "rb", opener=lambda name, _: os.open(name, flags)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -52,8 +54,8 @@ def open_regular(path: str | Path) -> Iterator[io.BufferedReader]:
 
 def split_member(file: str | Path) -> tuple[str, str] | None:
     """Archive and member of ``shard.tar::member``; None for a plain path."""
-    archive, colons, member = str(file).partition("::")
-    return (archive, member) if colons and archive.lower().endswith(SUFFIXES) else None
+    found = _MEMBER.fullmatch(str(file))
+    return (found[1], found[2]) if found else None
 
 
 def is_hidden(name: str) -> bool:
@@ -69,7 +71,8 @@ def normalised(file: str | Path) -> str:
     archive, *member = split_member(file) or (str(file),)
     folder, name = os.path.split(archive)
     whole = os.path.join(os.getcwd(), folder)
-    place = _real(whole) if ".." in folder.split(os.sep) else os.path.abspath(whole)
+    linked = ".." in folder.split(os.sep) and "\0" not in folder  # which no file has
+    place = _real(whole) if linked else os.path.abspath(whole)
     return "::".join([os.path.join(place, name), *member])
 
 

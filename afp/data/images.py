@@ -47,7 +47,7 @@ GREY_SIDE = 32  # pixels of the small grey picture that the audit compares
 _FORMATS = sorted({*FORMAT_OF.values()} - {"HEIF"})
 # How the content of these formats begins: tells an image that has no extension, or an unknown one.
 _BEGINNINGS = re.compile(
-    rb"\xff\xd8\xff|\x89PNG|GIF8|BM....\0{4}|RIFF....WEBP|II\*\0|MM\0\*|....ftyp(?:avi|mif1|msf1|hei|hev)",
+    rb"\xff\xd8\xff|\x89PNG|GIF8|BM....\0{4}|RIFF....WEBP|II[*+]\0|MM\0[*+]|....ftyp(?:avi|mif1|msf1|hei|hev)",
     re.DOTALL,
 )
 # Changing Pillow's limits and the warning filters is process-wide, so one thread decodes at a time.

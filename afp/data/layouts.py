@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..errors import AfpError, DataError, ImageError
 from ..files import check_input, printable
-from .archives import BAD_NAME, SUFFIXES, holds_images, is_hidden, list_members, normalised
+from .archives import BAD_NAME, SUFFIXES, holds_images, is_hidden, list_members, normalised, split_member
 from .images import FORMAT_OF, begins_like_an_image, list_images, open_image, read_file
 from .manifest import COLUMNS
 from .sources import filled, find_sources, of_column, prefix_counted
@@ -96,7 +96,8 @@ def read_tree(folder: Path, layout: str = "auto") -> Listing:
         else:
             left_out.append(LeftOut(printable(file), OUTSIDE, NO_WORD))
     for i, skipped in enumerate(left_out):
-        if place := _place(skipped.file.removeprefix(str(folder)).lstrip("/"), layout):
+        name = skipped.file.removeprefix(str(folder)).lstrip("/")  # empty for the tree itself
+        if name and (place := _place(name, layout)):
             left_out[i] = skipped._replace(group=place["generator"])
     if not rows:
         raise DataError(
@@ -199,7 +200,7 @@ def _read_list(path: Path) -> list[Path]:
     try:
         check_input(path)
         if path.suffix.lower() == ".txt":
-            names = path.read_text(encoding="utf-8-sig").splitlines()
+            names = path.read_text(encoding="utf-8-sig").split("\n")  # not at what else may end a line
         elif path.suffix.lower() in (".pickle", ".pkl"):
             with path.open("rb") as stream:
                 names = _PlainUnpickler(stream).load()
@@ -247,7 +248,10 @@ def read_tables(
         if holds_images(table):
             frame, skipped = list_members(table, frozenset(FORMAT_OF))
             left_out += [LeftOut(file, "", reason) for file, reason in skipped.items()]
-            inner = frame.get("path", pd.Series(dtype=str)).str.partition("::")[2]
+            members = [split_member(path) or ("", "") for path in frame.get("path", [])]
+            inner = pd.Series([member for _, member in members], dtype=str)
+            if table.suffix.lower() == ".parquet":  # a row's number says nothing outside of its file
+                inner = f"{table.stem} row " + inner
             if len(set(own)) > 1 and "split" not in frame:  # train-00000.parquet beside test-00000.parquet
                 frame["split"] = split
                 inner = f"{split}/" + inner
@@ -437,7 +441,7 @@ def _own_split(images: pd.DataFrame, notes: list[str]) -> pd.Series:
         raise DataError(f"split: {unknown[0]!r} for some images, expected train, validation, test or none")
     if n := int((images["split"] == "").sum()):
         notes.append(f"{n} images without a split beside others with one are used for nothing (none)")
-    if not (own == "test").any():
+    if not (own == "test").any() and (own == "validation").any():
         own = own.replace("validation", "test")
         notes.append("the data set has no test split: its validation images are the test")
     if not (own == "validation").any():

@@ -89,8 +89,10 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def write_manifest(frame: pd.DataFrame, path: str | Path) -> Path:
-    """Write a manifest as CSV or Parquet (by suffix), whole, paths relative to its folder."""
+    """Write a manifest, whole, paths relative to its folder. Raises DataError unless it ends in .csv or .parquet."""
     path = Path(path).absolute()
+    if path.suffix.lower() not in (".csv", ".parquet"):
+        raise DataError(f"{path}: cannot be written, expected a name ending in .csv or .parquet")
     folder = os.path.realpath(path.parent)  # a ``..`` behind a link would lead elsewhere
     frame = frame.drop(columns="file", errors="ignore").assign(
         path=[Path(os.path.relpath(f, folder)).as_posix() for f in frame["file"]]

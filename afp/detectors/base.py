@@ -10,7 +10,8 @@ import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,7 @@ IMAGES = "images.csv"  # what the run was fitted, validated and calibrated on: s
 MAY_CHANGE = ("preset", "normalisation", "seed", "epochs", "lr", "batch_size", "cache_tokens")
 # Everything else in a run is what it learned.
 RECORDS = ("config.json", IMAGES, "validation.csv", "calibration.csv", "history.csv", "environment.json")
+_LIMITS = {"ge": "of at least", "gt": "above", "le": "at most", "lt": "under"}
 # What stands in a run's config.
 _FIELDS: dict[str, tuple[Any, str]] = {
     "detector": (str, "a name"),
@@ -57,14 +59,14 @@ class Detector(ABC):
     normalisation: Normalisation = field(default=None, kw_only=True)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
+        hints = get_type_hints(type(self), include_extras=True)
         for key in fields(self):
             if key.name != "normalisation":
                 setattr(self, key.name, self._checked(key.name, getattr(self, key.name), hints[key.name]))
         self.normalisation = self._checked_normalisation(self.normalisation)
 
     def _checked(self, key: str, value: Any, hint: Any) -> Any:
-        """The value as a config field of this type; a JSON list becomes a tuple."""
+        """The value as a config field of this type, within its limits; a JSON list becomes a tuple."""
         if hint is str and type(value) in (int, float):  # --set block=6
             value = str(value)
         if get_origin(hint) is tuple and type(value) in (int, float):  # --set c=0.1
@@ -81,8 +83,7 @@ class Detector(ABC):
         if value == "none":
             return IDENTITY
         if isinstance(value, dict) and set(value) <= set(known):
-            given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-            value = Normalisation(**given)
+            value = Normalisation(**value)
         if not isinstance(value, Normalisation):
             expected = f"none, or some of {', '.join(known)} by name"
             raise ModelError(f"{self.name}: normalisation is {value!r}, expected {expected}")
@@ -314,13 +315,24 @@ class Detector(ABC):
 
 
 def _in_words(hint: Any) -> str:
-    """The type of a config field as a user knows it: "a number or nothing", "a list of 2 words"."""
+    """The type of a config field as a user knows it: "a number above 0", "one of a, b or nothing"."""
     kinds = get_args(hint) or (hint,)
+    if get_origin(hint) is Annotated:
+        limits = (pair for limit in kinds[1].metadata for pair in asdict(limit).items())
+        return f"{_in_words(kinds[0])} {' and '.join(f'{_LIMITS[name]} {value}' for name, value in limits)}"
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(kinds)}"
     if get_origin(hint) is tuple:
         n = "" if ... in kinds else f"{len(kinds)} "
         return f"a list of {n}{'words' if kinds[0] is str else 'numbers'}"
-    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-    return " or ".join(words.get(kind, "nothing") for kind in kinds)
+    words = {
+        str: "text",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        NoneType: "nothing",
+    }
+    return " or ".join(words.get(kind) or _in_words(kind) for kind in kinds)
 
 
 def photographs(frame: pd.DataFrame) -> pd.Series:

@@ -16,7 +16,6 @@ from sklearn.feature_extraction import DictVectorizer
 
 from ..data.images import describe_file
 from ..data.preprocess import Normalisation, for_every_image, prepare
-from ..errors import ModelError
 from .base import Detector
 from .logistic import Logistic, fit_best
 
@@ -36,11 +35,6 @@ class Metadata(Detector):
 
     name: ClassVar[str] = "metadata"
     with_bytes: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.with_bytes, bool):
-            raise ModelError(f"metadata: with_bytes is {self.with_bytes!r}, expected true or false")
 
     @property
     def n_trainable(self) -> int:

@@ -38,16 +38,22 @@ class Preset:
     published: bool = False
 
 
-def published_recipe(**changes: Any) -> Recipe:
-    """CLIPping the Deception's recipe for prompt and adapter (Khan and Dang-Nguyen, 2024), with ``changes``."""
-    recipe = Recipe(lr=2e-3, epochs=2, batch_size=16, optimizer="sgd", weight_decay=5e-4, seed=17)
-    recipe = replace(recipe, schedule="constant", warmup="constant", warmup_epochs=1, warmup_lr=1e-5)
-    return replace(recipe, **changes)
-
-
+# CLIPping the Deception's, for prompt and adapter (Khan and Dang-Nguyen, 2024).
+PUBLISHED_RECIPE = Recipe(
+    lr=2e-3,
+    epochs=2,
+    batch_size=16,
+    optimizer="sgd",
+    weight_decay=5e-4,
+    seed=17,
+    schedule="constant",
+    warmup="constant",
+    warmup_epochs=1,
+    warmup_lr=1e-5,
+)
 # Few-shot training, on 320 images a class, never leaves the warm-up's rate.
-FEW_SHOT = Preset(published_recipe(lr=1e-5, epochs=20, warmup_epochs=0), True)
-PUBLISHED = {"paper": Preset(published_recipe(), True), "few-shot": FEW_SHOT}
+FEW_SHOT = Preset(replace(PUBLISHED_RECIPE, lr=1e-5, epochs=20, warmup_epochs=0), True)
+PUBLISHED = {"paper": Preset(PUBLISHED_RECIPE, True), "few-shot": FEW_SHOT}
 _CONFIG = "configs/trainers/CoOp/vit_l14_ep2.yaml (few-shot: ep20, fine-tuning: ep1)"
 # Setting -> where its published value stands, in the authors' repository.
 SOURCES = {

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from ..errors import ModelError
@@ -38,12 +39,7 @@ class AdaptedClip(ClipDetector):
     """
 
     trains_on: ClassVar[bool] = True
-    ratio: float = 0.4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.ratio <= 1:
-            raise ModelError(f"{self.name}: ratio is {self.ratio}, expected above 0 and at most 1")
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.4
 
     def _adapter(self) -> nn.Module:
         return Bottleneck(self.backbone_.embedding_dim, self.ratio)
@@ -72,4 +68,4 @@ class ClipAdapter(AdaptedClip):
 
     def texts(self) -> list[str]:
         """The template with each class word."""
-        return [self.template.format(word) for word in CLASSES]
+        return [self.template.replace("{}", word) for word in CLASSES]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import Field
 
 from ..errors import ModelError
 from ..models.backbones import Backbone
 from ..models.training import Recipe
-from .clip import FEW_SHOT, SOURCES, Preset, published_recipe
+from .clip import FEW_SHOT, PUBLISHED_RECIPE, SOURCES, Preset
 from .clip_adapter import AdaptedClip
 from .clip_prompt import ClipPrompt
 
@@ -39,21 +40,16 @@ class ClipAdaptPrompt(AdaptedClip, ClipPrompt):
     name: ClassVar[str] = "clip-adaptprompt"
     presets: ClassVar = {
         "demo": Preset(Recipe(lr=3e-3, epochs=30, batch_size=72)),
-        "paper": Preset(published_recipe(epochs=10, schedule="cosine-epoch"), True),
+        "paper": Preset(replace(PUBLISHED_RECIPE, epochs=10, schedule="cosine-epoch"), True),
         "few-shot": FEW_SHOT,
     }
     sources: ClassVar = SOURCES | dict.fromkeys(
         READ, "the first author's trainers/adapter_prompt.py and its config"
     )
-    class_position: str = "end"
+    class_position: Literal["front", "middle", "end"] = "end"
     per_class: bool = True
-    ratio: float = 1.0
-    drop_blocks: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.drop_blocks < 0:
-            raise ModelError(f"{self.name}: drop_blocks is {self.drop_blocks}, expected 0 or more")
+    ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
+    drop_blocks: Annotated[int, Field(ge=0)] = 0
 
     @property
     def backbone_(self) -> Backbone:

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from ..models.backbones import Backbone, DualModel, read_weights
 from ..models.text_tower import CLASSES, TextSide, check_text
 from ..models.training import Recipe
-from .clip import DIFFERENCES, FEW_SHOT, ClipDetector, Preset, published_recipe
+from .clip import DIFFERENCES, FEW_SHOT, PUBLISHED_RECIPE, ClipDetector, Preset
 
 
 @dataclass
@@ -35,7 +35,7 @@ class ClipFinetune(ClipDetector):
     differences: ClassVar = {k: v for k, v in DIFFERENCES.items() if k != "precision"}
     presets: ClassVar = {
         "demo": Preset(Recipe(lr=1e-5, epochs=1, batch_size=8, weight_decay=0.01)),
-        "paper": Preset(published_recipe(lr=1e-5, epochs=1, warmup_epochs=0), True),
+        "paper": Preset(replace(PUBLISHED_RECIPE, lr=1e-5, epochs=1, warmup_epochs=0), True),
         "few-shot": FEW_SHOT,
     }
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from peft import PeftModel
 
 from ..models.backbones import DualModel
-from ..models.low_rank import add_low_rank, check_low_rank
+from ..models.low_rank import Alpha, Dropout, Rank, add_low_rank
 from ..models.soft_prompts import adapter_folder, make_trainable, save_adapter
 from ..models.text_tower import check_text
 from ..models.training import Recipe
-from .clip import FEW_SHOT, Preset, published_recipe
+from .clip import FEW_SHOT, PUBLISHED_RECIPE, Preset
 from .clip_finetune import ClipFinetune
 
 TARGETS = ("q_proj", "v_proj")
@@ -34,16 +34,12 @@ class ClipLora(ClipFinetune):
     name: ClassVar[str] = "clip-lora"
     presets: ClassVar = {
         "demo": Preset(Recipe(lr=2e-3, epochs=1, batch_size=8)),
-        "paper": Preset(published_recipe(epochs=1, warmup_epochs=0), True),
+        "paper": Preset(replace(PUBLISHED_RECIPE, epochs=1, warmup_epochs=0), True),
         "few-shot": FEW_SHOT,
     }
-    rank: int = 8
-    alpha: int = 32
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_low_rank(self.name, self.rank, self.alpha, self.dropout)
+    rank: Rank = 8
+    alpha: Alpha = 32
+    dropout: Dropout = 0.1
 
     @property
     def n_trainable(self) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import pandas as pd
+from pydantic import Field
 
 from ..errors import ModelError
 from ..models import soft_prompts
@@ -14,8 +15,6 @@ from ..models.soft_prompts import adapter_folder, save_adapter
 from ..models.text_tower import CLASSES, TextSide, check_text
 from ..models.training import Recipe
 from .clip import PUBLISHED, SOURCES, ClipDetector, Preset, Texts
-
-POSITIONS = ("front", "middle", "end")
 
 
 @dataclass
@@ -42,19 +41,10 @@ class ClipPrompt(ClipDetector):
         "per_class": "README: CSC False",
         "init": "CoOp: N(0, .02)",
     }
-    n_context: int = 16
-    class_position: str = "front"
+    n_context: Annotated[int, Field(ge=1)] = 16
+    class_position: Literal["front", "middle", "end"] = "front"
     per_class: bool = False
     init: str = "random"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.n_context < 1:
-            raise ModelError(f"{self.name}: n_context is {self.n_context}, expected at least 1 pseudo-word")
-        if self.class_position not in POSITIONS:
-            raise ModelError(
-                f"{self.name}: class_position is {self.class_position!r}, expected one of {POSITIONS}"
-            )
 
     def words(self) -> list[str]:
         """The pseudo-words: M, or the real class's M and then the fake class's."""

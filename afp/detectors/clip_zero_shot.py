@@ -36,11 +36,10 @@ class ClipZeroShot(ClipDetector):
     name: ClassVar[str] = "clip-zero-shot"
     presets: ClassVar = {"demo": Preset(NO_RECIPE), "paper": Preset(NO_RECIPE, True)}
     templates: tuple[str, ...] = TEMPLATES
-    words: tuple[str, ...] = CLASSES
+    words: tuple[str, str] = CLASSES
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.templates, self.words = tuple(self.templates), tuple(self.words)
         if not self.templates or any(t.count("{}") != 1 for t in self.templates):
             raise ModelError(
                 f"{self.name}: templates are {self.templates}, expected texts with one {{}} each"
@@ -51,5 +50,7 @@ class ClipZeroShot(ClipDetector):
     def _fit(self, train: pd.DataFrame, validation: pd.DataFrame, progress: bool) -> None:
         side = TextSide.copy_of(self.backbone_)
         with torch.no_grad():
-            means = [side.encode([t.format(word) for t in self.templates]).mean(0) for word in self.words]
+            means = [
+                side.encode([t.replace("{}", word) for t in self.templates]).mean(0) for word in self.words
+            ]
         self.adapter_, self.classifier_ = self._adapter(), normalize(torch.stack(means), dim=-1).cpu()

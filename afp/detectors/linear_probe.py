@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 from zlib import crc32
@@ -18,7 +18,7 @@ from ..data.preprocess import check_perturbation
 from ..errors import ModelError
 from ..models.features import Features
 from ..models.training import Recipe
-from .clip import DIFFERENCES, SOURCES, Preset, TowerDetector, published_recipe
+from .clip import DIFFERENCES, PUBLISHED_RECIPE, SOURCES, Preset, TowerDetector
 from .logistic import C_GRID, Logistic, fit_best, matrix
 
 _CODE = dict.fromkeys(
@@ -46,7 +46,9 @@ class LinearProbe(TowerDetector):
     name: ClassVar[str] = "linear-probe"
     presets: ClassVar = {
         "demo": Preset(Recipe(lr=1.0, epochs=1, batch_size=1)),
-        "paper": Preset(published_recipe(lr=3e-3, momentum=0.0, weight_decay=0.0, warmup_epochs=0), True),
+        "paper": Preset(
+            replace(PUBLISHED_RECIPE, lr=3e-3, momentum=0.0, weight_decay=0.0, warmup_epochs=0), True
+        ),
     }
     sources: ClassVar = SOURCES | _CODE
     differences: ClassVar = DIFFERENCES | {
@@ -58,14 +60,10 @@ class LinearProbe(TowerDetector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.block = str(self.block)
-        self.c = tuple(self.c) if isinstance(self.c, list | tuple) else (self.c,)
-        if self.block not in ("auto", "embedding") and not self.block.isdigit():
+        if self.block not in ("auto", "embedding") and not self.block.isdecimal():
             raise ModelError(f"linear-probe: block is {self.block!r}, expected auto, embedding or a number")
-        if not self.c or not all(isinstance(c, int | float) and c > 0 for c in self.c):
+        if not self.c or min(self.c) <= 0:
             raise ModelError(f"linear-probe: c is {self.c}, expected positive numbers")
-        if isinstance(self.augment, str):
-            raise ModelError(f'linear-probe: augment is {self.augment!r}, expected a list: ["jpeg:75"]')
         self.augment = tuple(dict.fromkeys(check_perturbation(spec) for spec in self.augment))
         if "none" in self.augment:
             raise ModelError("linear-probe: augment holds 'none', expected perturbations that change images")
@@ -110,7 +108,7 @@ class LinearProbe(TowerDetector):
             self._fit_layer(train, validation, progress)
             return
         last = self.backbone_.n_blocks
-        if self.block.isdigit() and int(self.block) > last:
+        if self.block.isdecimal() and int(self.block) > last:
             raise ModelError(f"linear-probe: block is {self.block}, {self.backbone} has 0 to {last}")
         (x, y), (x_val, y_val) = (self._augmented(f, progress) for f in (train, validation))
 

@@ -59,6 +59,12 @@ def _from_antifakeprompt(file: str | Path, backbone: str, config: dict) -> tuple
     n_vectors = len(next(iter(rows.values())))
     own = {"preset": "antifakeprompt", "towers": towers, "n_vectors": n_vectors}
     detector: Any = create("vlm-prompt", backbone=backbone, **own | config)
+    for field, held, asked in (
+        ("towers", sorted(rows), sorted(detector.trained_towers)),
+        ("n_vectors", n_vectors, detector.n_vectors),
+    ):
+        if held != asked:
+            raise ModelError(f"{file}: holds rows for {field} {held}, which is set to {asked}; leave it out")
     detector.vlm_ = load_vlm(backbone, device="meta", revision=detector.revision)
     for tower, row in rows.items():
         _put(file, KEYS[tower], row, detector.adapters_[tower], backbone)

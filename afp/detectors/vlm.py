@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -91,8 +91,8 @@ class VlmDetector(Detector):
     backbone: str = DEMO
     question: str = "Is this photo real?"
     answers: tuple[str, str] = ("yes", "no")
-    answer_scoring: str = "logits"
-    preset: str = "demo"
+    answer_scoring: Literal["logits", "rank"] = "logits"
+    preset: Literal["demo", "antifakeprompt"] = "demo"
     seed: int | None = None
     epochs: int | None = None
     lr: float | None = None
@@ -102,23 +102,15 @@ class VlmDetector(Detector):
     device_map: str | None = None
     quantisation: str | None = None
     gradient_checkpointing: bool = False
-    statistics: str | None = None
+    statistics: Literal["150k", "lama"] | None = None
     revision: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.answers, str) or len(self.answers) != 2 or len(set(self.answers)) != 2:
+        if len(set(self.answers)) != 2:
             raise ModelError(
                 f"{self.name}: answers are {self.answers!r}, expected two words, real's and fake's"
             )
-        self.answers = self.answers[0], self.answers[1]
-        for name, known in (
-            ("answer_scoring", ("logits", "rank")),
-            ("preset", tuple(PRESETS)),
-            ("statistics", (None, *STATISTICS)),
-        ):
-            if getattr(self, name) not in known:
-                raise ModelError(f"{self.name}: {name} is {getattr(self, name)!r}, expected one of {known}")
         self.recipe()
 
     @property
@@ -258,11 +250,11 @@ class VlmDetector(Detector):
     ) -> ImageDataset | features.Features:
         """Tokens (n, t, D) of the rows' images where they are cached, else pixels; random squares for `training`."""
         tower = self.vlm_.tower
+        seen: dict[str, Any] = {"normalisation": self.normalisation, "perturbation": perturbation}
         options: dict[str, Any] = {}
         cached = not training and (not self.is_paper if self.cache_tokens is None else self.cache_tokens)
-        if cached and features.fits(len(frame), tower, self.vlm_.output):
-            options = {"normalisation": self.normalisation, "perturbation": perturbation}
-            return features.open_features(frame, tower, self.vlm_.output, progress=progress, **options)
+        if cached and features.fits(frame, tower, self.vlm_.output, **seen):
+            return features.open_features(frame, tower, self.vlm_.output, progress=progress, **seen)
         if training:
             size = tower.vision_config.image_size
             options = {"view": partial(crop_square, size=size), "seed": self.recipe().seed}

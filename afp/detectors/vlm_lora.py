@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from peft import PeftModel
 
-from ..errors import ModelError
-from ..models.low_rank import add_low_rank, check_low_rank
+from ..models.low_rank import Alpha, Dropout, Rank, add_low_rank
 from ..models.training import Recipe
-from .vlm import TOWERS, VlmDetector
+from .vlm import VlmDetector
 
 TARGETS = {"qformer": ["query", "value"], "llm": ["q_proj", "v_proj"], "t5": ["q", "v"]}
 
@@ -32,16 +31,10 @@ class VlmLora(VlmDetector):
     name: ClassVar[str] = "vlm-lora"
     trains_on: ClassVar[bool] = True
     demo_recipe: ClassVar[Recipe] = Recipe(lr=2e-3, epochs=10, batch_size=72)
-    tower: str = "llm"
-    rank: int = 8
-    alpha: int = 32
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tower not in TOWERS:
-            raise ModelError(f"vlm-lora: tower is {self.tower!r}, expected one of {TOWERS}")
-        check_low_rank(self.name, self.rank, self.alpha, self.dropout)
+    tower: Literal["qformer", "llm"] = "llm"
+    rank: Rank = 8
+    alpha: Alpha = 32
+    dropout: Dropout = 0.1
 
     @property
     def trained_towers(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pandas as pd
 from peft import PeftModel
@@ -13,8 +13,6 @@ from peft import PeftModel
 from ..errors import ModelError
 from ..models import soft_prompts
 from .vlm import TOWERS, VlmDetector
-
-POSITIONS = ("postfix", "prefix", "replace")
 
 
 @dataclass
@@ -34,16 +32,13 @@ class VlmPrompt(VlmDetector):
 
     name: ClassVar[str] = "vlm-prompt"
     trains_on: ClassVar[bool] = True
-    position: str = "postfix"
+    position: Literal["postfix", "prefix", "replace"] = "postfix"
     n_vectors: int = 1
-    towers: str = "both"
+    towers: Literal["both", "qformer", "llm"] = "both"
     init: str = "random"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (("position", POSITIONS), ("towers", ("both", *TOWERS))):
-            if getattr(self, name) not in known:
-                raise ModelError(f"vlm-prompt: {name} is {getattr(self, name)!r}, expected one of {known}")
         try:
             self.texts()
         except ModelError as error:

@@ -38,6 +38,8 @@ def read_state(file: str | Path) -> dict[str, torch.Tensor]:
     if not state:
         raise ModelError(f"{name}: holds no tensors, expected some by name, alone or under 'model'")
     for key, value in state.items():
+        if value.layout != torch.strided:
+            raise ModelError(f"{name}: {key} is a tensor of layout {value.layout}, expected a dense one")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ModelError(
                 f"{name}: {key} claims the shape {tuple(value.shape)}, more than the file holds for it"

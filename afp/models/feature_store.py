@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +64,11 @@ class FeatureStore:
                     damaged += 1
         return found, damaged
 
+    def known(self, digests: Iterable[str]) -> set[str]:
+        """Those of these images that have a row; none is read."""
+        self._take_in()
+        return {digest for digest in digests if _image(digest) in self._known}
+
     def read(self, shard: int, number: int, start: int = 0, length: int | None = None) -> np.ndarray:
         """Numbers ``start`` to ``start + length`` of a row, float16."""
         n_bytes = 2 * (self.length if length is None else length)
@@ -78,7 +83,8 @@ class FeatureStore:
         if self._writer is None:
             self._writer = self._free_shard()
         shard = self._writer[0]
-        rows, index = (self._open(f"{shard}.{kind}", writes=True) for kind in ("rows", "index"))
+        # In this order: whoever finds rows looks for their index.
+        index, rows = (self._open(f"{shard}.{kind}", writes=True) for kind in ("index", "rows"))
         number = os.fstat(index).st_size // ENTRY.itemsize
         entry = np.array((image, self._checksum(image, content)), ENTRY).tobytes()
         _write(rows, content, number * self.n_bytes)

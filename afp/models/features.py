@@ -108,26 +108,33 @@ def open_features(
     perturbation = check_perturbation(perturbation)
     shape = feature_shape(backbone, output)
     dataset = ImageDataset(frame, normalisation, perturbation, transform=backbone.preprocess)
-    sources: list[tuple[FeatureStore, int]] = []
-    places, damaged = np.full((len(dataset), 3), NOWHERE), 0
-    layouts = _layouts(output)
-    for layout in layouts:
-        parts = (backbone.fingerprint, "+".join(layout), normalisation.key, perturbation)
-        folder = _folder() / hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
-        store = _store(folder, sum(math.prod(feature_shape(backbone, name)) for name in layout))
+    sources = _sources(backbone, output, normalisation, perturbation)
+    places = np.full((len(dataset), 3), NOWHERE)
+    for number, (store, _) in enumerate(sources):
         rows = np.flatnonzero(places[:, 0] == NOWHERE)
-        found, bad = store.find([dataset.rows[i][1] for i in rows], progress)
+        found, damaged = store.find([dataset.rows[i][1] for i in rows], progress)
         known = found[:, 0] != NOWHERE
-        places[rows[known], 0], places[rows, 1:] = len(sources), found
-        sources.append((store, _start(layout, output, backbone)))
-        damaged += bad
-    if damaged:
-        text = "%d cached features are damaged and are computed anew: %s"
-        logging.getLogger(__name__).warning(text, damaged, folder)
-    others = _extract_missing(dataset, places, backbone, layouts[-1], sources, progress)
+        places[rows[known], 0], places[rows, 1:] = number, found
+        if damaged:
+            text = "%d cached features are damaged and are computed anew: %s"
+            logging.getLogger(__name__).warning(text, damaged, store.folder)
+    others = _extract_missing(dataset, places, backbone, _layouts(output)[-1], sources, progress)
     start, length = sources[-1][1], math.prod(shape)
     others = {i: row[start : start + length].reshape(shape) for i, row in others.items()}
     return Features(sources, places, shape, others)
+
+
+def _sources(
+    backbone: Backbone, output: str, normalisation: Normalisation, perturbation: str
+) -> list[tuple[FeatureStore, int]]:
+    """The stores in which an output may be, and where it begins in their rows."""
+    sources = []
+    for layout in _layouts(output):
+        parts = (backbone.fingerprint, "+".join(layout), normalisation.key, perturbation)
+        folder = _folder() / hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+        store = _store(folder, sum(math.prod(feature_shape(backbone, name)) for name in layout))
+        sources.append((store, _start(layout, output, backbone)))
+    return sources
 
 
 def _extract_missing(
@@ -250,14 +257,22 @@ def without_storing() -> Iterator[None]:
         _stores = before
 
 
-def fits(n: int, backbone: Backbone, output: str) -> bool:
-    """Whether features of n images may be kept, and leave `RESERVE` bytes of the disk free; says if they do not."""
+def fits(
+    frame: pd.DataFrame, backbone: Backbone, output: str, normalisation: Normalisation, perturbation: str
+) -> bool:
+    """Whether features of all rows may be kept: what is not cached yet leaves `RESERVE` bytes of the disk free.
+
+    Says if it does not. Args: as of `open_features`.
+    """
     if not _stores:
         return False
+    digests = set(frame["sha256"])
+    for store, _ in _sources(backbone, output, normalisation, check_perturbation(perturbation)):
+        digests -= store.known(digests)
+    n, (place, free) = len(digests), cache_disk()
     n_bytes = 2 * n * math.prod(feature_shape(backbone, output))
-    place, free = cache_disk()
-    if fit := n_bytes < free - RESERVE:
-        return fit
+    if not n or n_bytes < free - RESERVE:
+        return True
     text = (
         "features of %d images would take %.1f GB of the %.1f GB free in %s: they are computed anew each time"
     )

@@ -167,7 +167,7 @@ class Vlm:
         targets: list[list[int]] = [[-100]] * len(prompts)
         if answers is not None:
             targets = [a + end_ids for a in self.tokenizer(list(answers), add_special_tokens=False).input_ids]
-        fed = [[i for i in t[:-1] if i >= 0] for t in targets]
+        fed = [t[:-1] for t in targets]
         start = torch.tensor([len(p) - 1 for p in prompts])
         texts = {"qformer_input_ids": q["input_ids"], "qformer_attention_mask": q["attention_mask"]}
         if config.use_decoder_only_language_model:
@@ -355,7 +355,7 @@ def _load(
         processor = None if is_demo else AutoImageProcessor.from_pretrained(source, backend="pil", **hub)
     except ModelError:
         raise
-    except (OSError, ImportError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except Exception as error:  # a damaged folder raises nearly anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"backbone {name}: cannot load {source} ({reason}); expected demo-vlm, a hub name that this machine can"
@@ -371,7 +371,8 @@ def _load(
         assert processor is not None  # only the demo has none
         tower = VisionTower(name, model.vision_model, processor, None, device, kind, mixed=mixed)
         output = "tokens"
-    statistics = load_file(Path(source) / TOKEN_STATISTICS, device=str(device)) if is_demo else {}
+    has_statistics = is_demo and device.type != "meta"  # a model without weights sees no token
+    statistics = load_file(Path(source) / TOKEN_STATISTICS, device=str(device)) if has_statistics else {}
     model.vision_model = GivenTokens(**statistics)
     n_words = config.text_config.vocab_size
     return Vlm(name, model, tokenizer, qformer_tokenizer, tower, output, n_words, mixed)

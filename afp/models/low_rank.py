@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import ModelError
 
-
-def check_low_rank(name: str, rank: int, alpha: int, dropout: float) -> None:
-    """Raises ModelError, naming the detector: a rank under 1, an alpha of 0 or less, a dropout outside of [0, 1)."""
-    if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
-        raise ModelError(
-            f"{name}: rank {rank}, alpha {alpha}, dropout {dropout}; expected a rank of 1 or more, an alpha above 0,"
-            " a dropout from 0 to below 1"
-        )
+# Of a config's fields.
+Rank = Annotated[int, Field(ge=1)]
+Alpha = Annotated[int, Field(ge=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 def add_low_rank(
