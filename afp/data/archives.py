@@ -186,15 +186,17 @@ def _tar_index(archive: str, size: int, changed: int) -> dict[str, tuple[int, in
 
 def _image_column(schema: pa.Schema) -> str | None:
     """The first of the columns that hold bytes in a struct, or else bytes; one named as an image goes before."""
-    found: list[tuple[bool, bool, int, str]] = []
+    structs: list[str] = []
+    plain: list[str] = []
     for field in schema:
-        held = field.type
-        if struct := pa.types.is_struct(held) and held.get_field_index("bytes") >= 0:
-            held = held.field("bytes").type
+        held, found = field.type, plain
+        if pa.types.is_struct(held) and held.get_field_index("bytes") >= 0:
+            held, found = held.field("bytes").type, structs
         if pa.types.is_binary(held) or pa.types.is_large_binary(held):
-            named = field.name.lower().replace("_", "") in _IMAGES
-            found.append((not struct, not named, len(found), field.name))
-    return min(found)[-1] if found else None
+            found.append(field.name)
+    held_in = structs or plain
+    named = [name for name in held_in if name.lower().replace("_", "") in _IMAGES]
+    return next(iter(named or held_in), None)
 
 
 @lru_cache(maxsize=64)

@@ -30,7 +30,7 @@ class Finding:
 
 
 def describe_files(frame: pd.DataFrame, progress: bool = True) -> pd.DataFrame:
-    """The frame with what each file tells without being looked at, and ``error`` for an unusable one."""
+    """The frame with what each file tells beside its picture, and ``error`` for an unusable one."""
     rows: list[dict] = []
     files = zip(frame["file"], frame["sha256"], strict=True)
     for file, digest in tqdm(files, total=len(frame), desc="files", disable=not progress):

@@ -271,7 +271,7 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 
 def describe_file(file: str | Path) -> dict[str, str | float]:
-    """What a file tells without being looked at: format, mode, size, aspect, JPEG tables, embedded profiles.
+    """What a file tells beside its picture: format, mode, size, aspect, JPEG tables, embedded profiles.
 
     ``bytes_per_pixel`` is the size of the file over the number of its pixels.
 

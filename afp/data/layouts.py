@@ -134,7 +134,7 @@ def _place(name: str, layout: str) -> dict[str, Any] | None:
         raise DataError(f"{printable(name)}: names both classes; give --real DIR and --fake NAME=DIR")
     label, split = _CLASSES[words[hits[0]]], next((_SPLITS[w] for w in words if w in _SPLITS), "")
     kept = [(i, part) for i, part in enumerate(folders) if words[i] not in _SPLITS and i not in hits]
-    above, below = ([part for i, part in kept if (i < hits[0]) == side] for side in (True, False))
+    above, below = ([part for i, part in kept if i < hits[0]], [part for i, part in kept if i > hits[0]])
     group = generator = ""
     if layout != "categories" and above:
         group = generator = above.pop(0)

@@ -51,7 +51,8 @@ class Detector(ABC):
     Subclasses are dataclasses: their fields are the config, checked in ``__post_init__``, which does nothing else.
     What is learned ends in an underscore: ``threshold_`` (chosen on validation), ``generators_`` (trained on),
     ``images_`` (sha256, source and role of all images that had a part in it). ``validation_scores_`` and, where
-    training keeps one, ``history_`` are there after a fit, not after a load.
+    training keeps one, ``history_`` are there after a fit, not after a load. ``weights_`` is there after a load: the
+    hash that the backbone's weights must have, until it is opened.
     """
 
     name: ClassVar[str]
@@ -128,8 +129,13 @@ class Detector(ABC):
         self.start_ = self._checked_start(start) if start else None
         try:
             if processes.count() > 1:  # what one of them extracts, all of them find
+
+                def warm_up(part: pd.DataFrame) -> pd.Series:
+                    self._warm_up(part, progress)
+                    return part["label"]
+
                 for frame in (train, validation):
-                    processes.by_rows(lambda part: self._warm_up(part, progress) or part["label"], frame)
+                    processes.by_rows(warm_up, frame)
             self._fit(train, validation, progress)
         except UnreadableImages:
             # A fit stops at the first set that holds bad images, one on pixels at the first batch.

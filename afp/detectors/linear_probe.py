@@ -113,8 +113,10 @@ class LinearProbe(TowerDetector):
         (x, y), (x_val, y_val) = (self._augmented(f, progress) for f in (train, validation))
 
         def fitted(block: int | None) -> tuple[Logistic, float, float]:
-            both = ([part if block is None else part.block(block) for part in parts] for parts in (x, x_val))
-            with matrix(next(both)) as own, matrix(next(both)) as known:
+            def of_block(parts: list[Features]) -> list[Features]:
+                return parts if block is None else [part.block(block) for part in parts]
+
+            with matrix(of_block(x)) as own, matrix(of_block(x_val)) as known:
                 return fit_best((own, y), (known, y_val), self.c, progress and block is None)
 
         if self.block != "auto":

@@ -53,7 +53,7 @@ def import_checkpoint(
 
 
 def _from_antifakeprompt(file: str | Path, backbone: str, config: dict) -> tuple[Detector, str]:
-    """The backbone's weights are not read: its config and its tokenizers suffice."""
+    """No model is made: the backbone's config and its tokenizers suffice."""
     rows, others = read_checkpoint(file)
     towers = "both" if len(rows) == 2 else next(iter(rows))
     n_vectors = len(next(iter(rows.values())))
@@ -92,10 +92,16 @@ def _from_universal(file: str | Path, state: dict, backbone: str, config: dict) 
 
 def _from_coop(file: str | Path, state: dict, backbone: str, config: dict) -> tuple[Detector, str]:
     """Zhou et al., Learning to Prompt for Vision-Language Models, 2022: one context, or one a class."""
-    context, n_classes = state["ctx"], len(state.get("token_prefix", "12"))
+    context = state["ctx"]
     check_numbers(file, "ctx", context, "(vectors, width) or (classes, vectors, width)", 2, 3)
-    if n_classes != 2 or (context.ndim == 3 and len(context) != 2):
-        raise ModelError(f"{file}: CoOp's prompts of {n_classes} classes, expected those of real and fake")
+    of_each_class = [state[key] for key in ("token_prefix", "token_suffix") if key in state]
+    if context.ndim == 3:
+        of_each_class.append(context)
+    for rows in of_each_class:
+        if len(rows) != 2:
+            raise ModelError(
+                f"{file}: CoOp's prompts of {len(rows)} classes, expected those of real and fake"
+            )
     own = {"preset": "paper", "n_context": context.shape[-2], "per_class": context.ndim == 3}
     detector: Any = create("clip-prompt", backbone=backbone, **own | config)
     texts = detector._text_module()

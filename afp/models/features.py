@@ -95,10 +95,14 @@ def open_features(
 
     Args:
         frame: needs ``file`` and ``sha256``; an image without a hash is extracted each time.
+        backbone: whose image tower is run.
         output: ``embedding``, ``cls``, ``cls:K`` (hidden state K's part of it) or ``tokens:K`` (see
             `Backbone.extract`).
+        normalisation: what images go through first; default `Normalisation()`.
         perturbation: applied after normalisation, before the backbone's preprocessing.
+        progress: show a bar.
     Raises:
+        AfpError: a frame without rows.
         UnreadableImages: names every bad file, after all the others have been cached.
         ModelError: values that are not finite.
     """

@@ -1,4 +1,4 @@
-"""The text side of a CLIP-like backbone, as trainable methods need it: a float32 copy that is theirs to change."""
+"""The text side of a CLIP-like backbone, as trainable methods need it: what they train is theirs to change."""
 
 from __future__ import annotations
 

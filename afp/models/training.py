@@ -63,7 +63,7 @@ class Recipe:
     The rate climbs for `warmup_steps` steps (or `warmup_epochs` epochs) from `warmup_lr` to `lr` in a
     straight line (`warmup="linear"`) or waits at `warmup_lr` (`"constant"`, CoOp's way); then it follows
     half a cosine to 0, step by step (`schedule="cosine"`) or epoch by epoch (`"cosine-epoch"`, which counts
-    from the end of the warm-up and would reach 0 after `epochs` more, as Dassl's), or stays (`"constant"`).
+    from the end of `warmup_epochs` and would reach 0 after `epochs` more, as Dassl's), or stays (`"constant"`).
     `momentum` belongs to SGD alone.
     """
 
@@ -184,7 +184,8 @@ def train(
     def measured(batch: Any, counts: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """This process's part of the loss; and sum and number of all processes' losses, (2,)."""
         total, number = loss(prepared, batch)
-        total, number = total * counts, number * counts
+        if not counts:
+            total, number = total * 0, 0  # a gradient of 0, which all processes take part in
         both = torch.stack([total.detach(), total.new_tensor(number)])
         return total, accelerator.reduce(both, "sum")
 
