@@ -197,8 +197,7 @@ def roc_curves(scores: pd.DataFrame) -> Drawn:
 
 def _mean_roc(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, float]:
     """False and true positive rates, and the AUC: of one fold as they are, of several their mean."""
-    folds = rows["fold"].fillna(0) if "fold" in rows else pd.Series(0, index=rows.index)
-    parts = [part for _, part in rows.groupby(folds) if part["label"].nunique() == 2]
+    parts = [part for _, part in rows.groupby("fold") if part["label"].nunique() == 2]
     curves = [roc_curve(part["label"], part["score"], drop_intermediate=False)[:2] for part in parts]
     auc = float(np.mean([compute(part["label"], part["score"])["auc"] for part in parts]))
     if len(curves) == 1:

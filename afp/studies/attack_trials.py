@@ -17,6 +17,7 @@ from ..data.splits import N_FOLDS, use_fold
 from ..detectors.linear_probe import LinearProbe
 from ..errors import AfpError
 from ..files import written_whole
+from ..results.runs import fold_folder
 from ..results.scores import score_frame
 from .attack_sets import LOSSLESS, triggered
 from .attacks import Settings, attack_detector
@@ -36,7 +37,7 @@ def score_attack_sets(folder: str | Path, frame: pd.DataFrame, lossless: bool) -
     """
     tables = []
     for k in range(N_FOLDS):
-        detector = detectors.load(folder if k == 0 else Path(folder) / f"fold-{k}")
+        detector = detectors.load(fold_folder(folder, k))
         stored = f"{detector.normalisation.codec.upper()} {detector.normalisation.quality}"
         if lossless:
             detector.normalisation, stored = LOSSLESS, "PNG"

@@ -17,6 +17,7 @@ from ..data.preprocess import check_perturbation
 from ..data.splits import N_FOLDS, use_fold
 from ..detectors.operating_point import choose_threshold
 from ..results.metrics import paired_difference
+from ..results.runs import fold_folder
 from ..results.scores import score_to_csv
 from ..results.tables import TITLES, cells
 
@@ -51,7 +52,7 @@ def score_folds(
     folder, specs = Path(folder), check_perturbations(specs)
     tables = []
     for k in tqdm(range(N_FOLDS), desc=f"{folder.name} folds", disable=not progress):
-        detector = folder if k == 0 else folder / f"fold-{k}"
+        detector = fold_folder(folder, k)
         part = use_fold(frame, k)
         part = part[part["split"].isin(["test", "validation"])]
         for spec in specs:
