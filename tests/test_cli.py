@@ -38,7 +38,8 @@ def test_a_parameter_without_a_name_is_a_missing_value(afp):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "not_needed"), [(["run", "99"], "transformers"), (["score", "x.png"], "matplotlib")]
+    ("arguments", "not_needed"),
+    [(["run", "99"], "transformers"), (["score", "x.png", "--run", "nowhere"], "matplotlib")],
 )
 def test_a_command_loads_only_what_it_needs(arguments, not_needed):
     code = f"import sys\nfrom afp.cli import main\ntry:\n    main({arguments})\n"
