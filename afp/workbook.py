@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
@@ -88,10 +89,16 @@ def from_shell(name: str, text: str) -> str:
 
 def check_values(path: Path, values: dict[str, str]) -> dict[str, bool | int | float | str | None]:
     """Parameters' texts as the types that a notebook declares. Raises AfpError: an unknown one, or another type."""
-    known = parameters(path)
-    if unknown := set(values) - set(known):  # papermill only warns
-        raise AfpError(f"{path.name}: no parameter {sorted(unknown)[0]!r}, expected {', '.join(known)}")
+    known = _known(path, values)
     return {name: _value(path, known[name], text) for name, text in values.items()}
+
+
+def _known(path: Path, names: Iterable[str]) -> dict[str, Parameter]:
+    """What a notebook declares. Raises AfpError where one of these names is not among it."""
+    known = parameters(path)
+    if unknown := set(names) - set(known):  # papermill only warns
+        raise AfpError(f"{path.name}: no parameter {min(unknown)!r}, expected {', '.join(known)}")
+    return known
 
 
 def execute(path: Path, values: dict[str, str] | None = None, out: Path | None = None) -> Path:
@@ -154,6 +161,25 @@ def read_yaml(file: str | Path) -> Any:
         raise AfpError(f"{file}: not readable as YAML ({error})") from error
 
 
+def read_parameters(file: str | Path) -> dict[str, dict[str, str]]:
+    """Notebook -> parameter -> value as text, from YAML.
+
+    Raises:
+        AfpError: not such a file; a notebook or a parameter that there is not.
+    """
+    content = read_yaml(file)
+    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
+        raise AfpError(f"{file}: expected `notebook:` with `parameter: value` lines under it")
+    for name, values in content.items():
+        notebook = NOTEBOOKS / f"{name}.ipynb"
+        if not notebook.is_file():
+            there = ", ".join(path.stem for path in find([], everything=True))
+            raise AfpError(f"{file}: no notebook {name!r}, expected one of {there}")
+        _known(notebook, values)
+    # A name without a value is not given.
+    return {name: {k: str(v) for k, v in of.items() if v is not None} for name, of in content.items()}
+
+
 def read_grid(file: Path) -> list[dict[str, str]]:
     """Every combination of a grid's values, as text, from YAML with ``parameter: [value, ...]`` lines.
 
@@ -175,7 +201,8 @@ def execute_grid(path: Path, settings: list[dict[str, str]], out: Path, jobs: in
     Args:
         path: the notebook.
         settings: parameters as text, as `read_grid` gives them.
-        out: folder; receives ``01`` ... a setting, the tables, and ``grid.csv``, which is returned.
+        out: folder; receives a folder for each setting (``1``, ``2`` ...; of ten and more ``01``, ``02`` ...), the
+            tables, and ``grid.csv``, which is returned.
         jobs: how many run at once.
     Returns:
         A row a setting: its parameters, ``notebook``, ``error`` (empty where it went well).
@@ -188,13 +215,14 @@ def execute_grid(path: Path, settings: list[dict[str, str]], out: Path, jobs: in
     rows = pd.DataFrame(settings)
     rows["notebook"] = [str(folder.relative_to(out) / path.name) for folder in folders]
     rows["error"] = errors
-    for name in sorted({file.name for folder in folders for file in (folder / "figures").glob("*.csv")}):
-        parts = {i: f / "figures" / name for i, f in enumerate(folders) if (f / "figures" / name).is_file()}
-        tables = [
-            pd.DataFrame([settings[i]]).merge(pd.read_csv(part), how="cross", suffixes=("", " in the table"))
-            for i, part in parts.items()
-        ]
-        write_text(out / name, pd.concat(tables).to_csv(index=False))
+    tables: dict[str, list[pd.DataFrame]] = {}
+    for values, folder in zip(settings, folders, strict=True):
+        for file in (folder / "figures").glob("*.csv"):
+            table, beside = pd.read_csv(file), pd.DataFrame([values])
+            joined = beside.merge(table, how="cross", suffixes=("", " in the table"))
+            tables.setdefault(file.name, []).append(joined)
+    for name, parts in tables.items():
+        write_text(out / name, pd.concat(parts).to_csv(index=False))
     write_text(out / "grid.csv", rows.to_csv(index=False))
     return rows
 
@@ -209,9 +237,7 @@ def _try(path: Path, values: dict[str, str], folder: Path) -> str:
             execute(path, values, folder)
         except AfpError as error:
             return str(error).splitlines()[0]
-        except (
-            RuntimeError
-        ) as error:  # a kernel that died as it started, such as by a port that another one took
+        except RuntimeError as error:  # a kernel died as it started, such as by a port that another one took
             died = f"{path.name}: {error}"
         else:
             return ""

@@ -32,6 +32,22 @@ def test_the_console_script_and_the_module_are_the_same():
         assert command in module.stdout and command in script.stdout
 
 
+def test_a_parameter_without_a_name_is_a_missing_value(afp):
+    result = afp("run", "04", "-p")
+    assert result.code == 2 and "Option '-p' requires an argument" in result.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "not_needed"),
+    [(["run", "99"], "transformers"), (["score", "x.png", "--run", "nowhere"], "matplotlib")],
+)
+def test_a_command_loads_only_what_it_needs(arguments, not_needed):
+    code = f"import sys\nfrom afp.cli import main\ntry:\n    main({arguments})\n"
+    code += f"finally:\n    print({not_needed!r} in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.returncode == 2 and shown.stdout.strip() == "False", shown.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(afp, command):
     result = afp(command, "--help")
@@ -135,6 +151,19 @@ def test_the_reals_of_a_held_out_set_are_held_out_too(afp, tmp_path, monkeypatch
     assert (
         frame[frame["set"] == "biggan"].groupby("label")["split"].value_counts().unstack()["test"] > 0
     ).all()
+
+
+def test_a_folder_with_an_equals_sign_in_its_path_is_a_folder(afp):
+    for i in range(3):
+        save(f"lr=0.1/real/{i}.png", i)
+        save(f"lr=0.1/fake/{i}.png", 100 + i, fake=True)
+        save(f"lr=0.1/sd/{i}.png", 200 + i, fake=True)
+        save(f"c=1/{i}.png", 300 + i, fake=True)
+    named = ["--fake", "sd=lr=0.1/sd", "--fake", Path("lr=0.1/fake").absolute(), "--fake", "c=1"]
+    shown = afp("manifest", "--real", Path("lr=0.1/real").absolute(), *named)
+    for name in ("real", "sd", "fake", "c=1"):
+        assert f"    {name}: 3 images" in shown.text
+    assert "nowhere/a=b: not a folder" in afp("manifest", "--real", "c=1", "--fake", "nowhere/a=b").text
 
 
 def test_two_folders_of_one_name_are_not_one_generator(afp, tmp_path):

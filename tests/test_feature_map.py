@@ -53,6 +53,14 @@ def test_purity_counts_what_it_says():
     assert found.loc["purity", "value"] == pytest.approx(2 * (1 + 1 + 0) / 12)
 
 
+def test_neighbours_are_refused_where_other_sources_have_fewer(made_up):
+    features, label, source = made_up
+    others = len(source) - pd.Series(source).value_counts().max()
+    measured(features, label, source, k=others, n_permutations=1)
+    with pytest.raises(ValueError, match=rf"k: {others + 1}, expected 1 to {others}: .* other sources"):
+        measured(features, label, source, k=others + 1)
+
+
 def test_dealing_keeps_each_photographs_labels():
     y, s = np.array([0, 1, 1, 0, 0, 1, 1, 1]), np.array([2, 0, 2, 0, 1, 1, 0, 2])
     rng = np.random.default_rng(0)

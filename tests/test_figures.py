@@ -151,5 +151,7 @@ def test_summary_table_reads_well_and_repeats_nothing(results):
     alone = summary_table(results, ("false_positive_rate",))
     assert alone.columns.tolist() == ["group", "false_positive_rate"]
     assert to_markdown(alone).startswith("| group | false_positive_rate |\n| --- | --- |\n| real |")
+    named = to_markdown(alone.replace("real", "a|b\nc"))
+    assert "| a\\|b c |" in named and named.count("\n") == len(alone) + 2
     with pytest.raises(ValueError, match="nonsense"):
         summary_table(results, ("nonsense",))

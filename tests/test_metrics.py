@@ -18,6 +18,7 @@ from afp.detectors.operating_point import (
 from afp.errors import AfpError
 from afp.results import metrics
 from afp.results.metrics import METRICS, Estimate, check_scores, compute, evaluate, paired_difference
+from afp.results.tables import held_out_table, summary_table
 
 
 def table(n_sources=12, tiles=3, generators=("gan-a", "gan-b", "up"), seed=0, shift=1.0, **columns):
@@ -228,6 +229,23 @@ def test_swapped_labels_are_met_with_a_question():
     *names, low = metrics.questions(swapped)
     assert [text.split("'")[1] for text in names] == ["real", "real-resampled"]
     assert "probe: AUC of real" in low and "labels swapped" in low
+
+
+def test_a_generator_whose_name_looks_like_a_mean_is_shown_like_any_other():
+    plain = table(shift=-3)
+    odd = plain.replace({"gan-b": "gan held-back", "up": "max pool"})
+    found = [evaluate(df, n_boot=20) for df in (plain, odd)]
+    single, named = (held_out_table(results)["generator"].tolist() for results in found)
+    assert named == [{"gan-b": "gan held-back", "up": "max pool"}.get(name, name) for name in single]
+    assert "max pool (held-in)" not in named and len(summary_table(found[0])) == len(summary_table(found[1]))
+    assert [len(metrics.questions(results)) for results in found] == [1, 1]
+    assert metrics.questions(found[1])[0].endswith(metrics.questions(found[0])[0].rpartition(", and of")[2])
+
+
+def test_a_kind_with_one_held_out_generator_has_no_mean_of_its_own():
+    shown = held_out_table(evaluate(table(), n_boot=20))
+    assert shown["generator"].tolist()[:5] == ["gan-a", "gan-b", "up", "mean held-out", "min held-out"]
+    assert set(shown.loc[shown["generator"].str.contains(" held-"), "kind"]) == {"all"}
 
 
 def test_order_of_rows_changes_nothing():

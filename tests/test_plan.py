@@ -13,20 +13,20 @@ from afp.data import audit
 from afp.errors import AfpError
 from afp.models import backbones
 from afp.paths import NOTEBOOKS, ROOT
-from afp.workbook import find, parameters
+from afp.workbook import find, parameters, read_parameters
 
 FULL = ROOT / "params" / "full.yaml"
 
 
 def test_the_full_size_parameters_are_parameters_of_notebooks():
-    given = dry_run.read_parameters(FULL)
+    given = read_parameters(FULL)
     assert given["04_evaluate_held_out"]["backbone"] == "clip-vit-l14"
     assert given["02_train_soft_prompt"]["backbone"] == "instructblip-vicuna-7b"
 
 
 @pytest.mark.parametrize("path", find([], everything=True), ids=lambda path: path.stem)
 def test_each_notebook_that_takes_data_or_a_backbone_has_its_full_size(path):
-    given, known = dry_run.read_parameters(FULL), parameters(path)
+    given, known = read_parameters(FULL), parameters(path)
     for name in ("manifest_path", "backbone", "vlm", "own_runs"):
         if name in known:
             assert given.get(path.stem, {}).get(name), f"{path.stem}: {name} is missing in params/full.yaml"
@@ -48,7 +48,7 @@ def test_each_notebook_that_takes_data_or_a_backbone_has_its_full_size(path):
 def test_a_wrong_file_is_refused_by_name(text, message, tmp_path):
     (tmp_path / "p.yaml").write_text(text)
     with pytest.raises(AfpError, match=message):
-        dry_run.read_parameters(tmp_path / "p.yaml")
+        read_parameters(tmp_path / "p.yaml")
 
 
 def _findings(values: dict[str, str], name: str = "06_test_robustness") -> dict[str, audit.Finding]:
@@ -63,7 +63,7 @@ def test_what_is_there_is_found_and_what_it_costs_is_counted(tiny_tower, small_m
         "backbone": tiny_tower,
         "detectors": "linear-probe, spectrum",
     }
-    found = _findings(values | {"perturbations": "jpeg:75,blur:1", "augment": "jpeg:50"})
+    found = _findings(values | {"perturbations": "jpeg:75,blur:1", "augment": "jpeg:50, jpeg:75"})
     assert found["data"].ok and found["weights"].ok and found["disk"].ok
     assert f"{4 * len(small_frame)} views of images" in found["time"].detail
 
@@ -100,6 +100,10 @@ def test_what_is_missing_is_named_with_its_mend(small_manifest, tmp_path, monkey
     assert not found["weights"].ok and str(tmp_path) in found["weights"].detail
     found = _findings({"manifest_path": str(small_manifest), "kinds": "unknown, GAN"})
     assert "kinds: there is no 'GAN', expected some of real, unknown" in found["names"].detail
+    found = _findings({"manifest_path": str(small_manifest), "kinds": "all"})
+    assert "kinds: there is no 'all', expected some of real, unknown" in found["names"].detail
+    found = _findings({"manifest_path": str(small_manifest), "backbone": "clip-vit-l14@no-such-branch"})
+    assert "hf download openai/clip-vit-large-patch14" in found["weights"].detail and "time" in found
     asked = {"manifest_path": str(small_manifest), "kinds": ""}
     assert "names" not in _findings(asked)
     # What a notebook takes by default must fit one's own images too.

@@ -199,6 +199,30 @@ def test_own_runs_stand_beside_and_are_marked(run_folder, antifakeprompt, rows):
     assert "sdxl" in set(main.loc[main["note"] != "", "test_set"]) and "real" not in set(main["test_set"])
 
 
+def test_own_photographs_alone_leave_the_table_of_both_classes_as_published(run_folder, rows):
+    folder, main = run_folder(sets=("SD2",)), published.main_table(rows)
+    path = next(folder.glob("*/scores.csv"))
+    pd.read_csv(path).query("label == 0").to_csv(path, index=False)
+    beside = published.beside(main, published.own_runs(folder))
+    pd.testing.assert_frame_equal(beside[main.columns], main, check_dtype=False)
+
+
+def test_two_own_sets_of_one_papers_name_keep_their_own(run_folder, antifakeprompt):
+    both = published.beside(antifakeprompt, published.own_runs(run_folder(sets=("SD2", "sd-2", "sd-xl"))))
+    _, cells = papers.heat_map({"v2": both})
+    own = cells[(cells["note"] != "") & (cells["test_set"] != "mean")]
+    assert sorted(own["test_set"]) == ["SD2", "SDXL", "real", "sd-2"]
+
+
+def test_calling_everything_fake_earns_the_same_whatever_own_runs_hold(run_folder, antifakeprompt):
+    both = published.beside(antifakeprompt, published.own_runs(run_folder()))
+    alone, beside = (
+        published.headlines(table).set_index("method").loc[published.ALWAYS_FAKE].drop("note")
+        for table in (antifakeprompt, both)
+    )
+    assert beside.tolist() == alone.tolist()
+
+
 def test_runs_of_one_setting_bear_their_hash_and_a_constant_answer_is_marked(run_folder, antifakeprompt):
     run_folder("linear-probe-ffff0000", only=0.9)
     own = published.own_runs(run_folder())

@@ -248,6 +248,14 @@ def test_scores_of_a_manifest_carry_its_columns(run, small_frame, tmp_path):
     assert table["verdict"].tolist() == called.map({True: "fake", False: "nothing found"}).tolist()
 
 
+def test_a_manifests_own_columns_are_no_scores(small_frame, tmp_path):
+    own = small_frame.assign(verdict="mine", score=0.5, threshold=0.9, seen=1, run="r", role="train")
+    folder = runs.fit_run("spectrum", own, tmp_path / "own", progress=False)
+    table = read_scores(folder / "validation.csv")
+    assert set(table["verdict"]) == {""} and set(table["role"]) <= {"train", "validation"}
+    assert set(table["threshold"]) == {detectors.load(folder).threshold_} and set(table["run"]) == {"own"}
+
+
 def test_names_that_look_like_missing_values_survive(run, tmp_path):
     for name in ("NA", "null"):
         picture(0).save(tmp_path / f"{name}.png")

@@ -125,7 +125,9 @@ def _join_parameters(arguments: list[str]) -> list[str]:
     for argument in rest:
         joined.append(argument)
         if argument in ("-p", "--parameter"):
-            name = next(rest, "")
+            name = next(rest, None)
+            if name is None:  # typer says that a value is missing
+                break
             value = None if "=" in name else next(rest, None)
             joined.append(name if value is None else f"{name}={value}")
     return joined

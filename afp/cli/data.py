@@ -132,19 +132,23 @@ def manifest(
 
 
 def _named(texts: list[str], default: str) -> list[tuple[str, Path]]:
-    """``NAME=DIR`` or ``DIR``: without a name it is the default, or the folder's."""
+    """``NAME=DIR`` or ``DIR``, whose name is the default or the folder's.
+
+    A text is ``DIR`` where it has no "=", where it is there, or where its first "=" stands within a folder's name.
+    """
     from ..errors import DataError
 
-    pairs = []
+    pairs, bare = [], []
     for text in texts:
-        name, equals, place = text.rpartition("=")
-        if equals and not name:
+        name, equals, place = text.partition("=")
+        if not equals or Path(text).exists() or Path(name).name != name:
+            name, place = default or Path(text).resolve().name, text
+            bare += [] if default else [name]
+        elif not name:
             raise DataError(f"{text!r}: expected NAME=DIR, or a folder")
-        name = name or default or Path(place).resolve().name
         if printable(name) != name:
             raise DataError(f"{text!r}: the generator's name is not UTF-8 or has control characters")
         pairs.append((name, Path(place)))
-    bare = [name for (name, _), text in zip(pairs, texts, strict=True) if "=" not in text and name != default]
     if len(bare) > len(set(bare)):
         raise DataError(f"{', '.join(texts)}: folders of one name; give each generator's by NAME=DIR")
     return pairs

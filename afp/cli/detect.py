@@ -13,6 +13,7 @@ from ..detectors import NAMES
 from ..errors import DataError, UnreadableImages
 from ..files import LOG, METRICS, PAGE, SCORES, check_folder, check_output
 from ..models import processes
+from ..paths import demo_manifest
 from .echo import echo
 from .screen import print_answers, print_frame, print_metrics, setting
 
@@ -24,9 +25,9 @@ RunOption = Annotated[Path | None, typer.Option(help="Run folder; default: the d
 def fit(
     context: typer.Context,
     detector: Annotated[str, typer.Option("--detector", "-d", help=" | ".join(NAMES))] = "linear-probe",
-    manifest: Annotated[Path, typer.Option("--manifest", "-m", help="CSV or Parquet manifest.")] = Path(
-        "data/demo/manifest.csv"
-    ),
+    manifest: Annotated[
+        Path | None, typer.Option("--manifest", "-m", help="CSV or Parquet manifest; default: the demo's.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/<detector>-<hash>.")] = None,
     fold: Annotated[
         str | None, typer.Option(help="Fold 0 to 4 for the test split, or 'all' to score every image once.")
@@ -100,7 +101,7 @@ def fit(
         raise DataError("give either --target-fpr or --balanced")
     if target_fpr is None and not balanced and fold != "all":
         target_fpr = TARGET_FPR
-    frame = read_manifest(_demo_or(manifest))
+    frame = read_manifest(manifest or demo_manifest())
     if held_in:
         frame = hold_in(frame, held_in)
     options: dict = {"config": config, "without": without or [], "target_fpr": target_fpr, "start": init_from}
@@ -186,7 +187,6 @@ def score(
     from ..data import preprocess
     from ..data.images import count_reasons
     from ..detectors.base import read_config
-    from ..figures import report
     from ..results import verdict
     from ..results.scores import count_known_by_name, place_of, score_to_csv
 
@@ -218,7 +218,7 @@ def score(
     table = score_to_csv(folder, frame, out, perturbation=perturbation, thresholds=thresholds)
     failed, good = table[table["error"] != ""], table[table["error"] == ""]
     if processes.rank():
-        raise typer.Exit(int(len(failed) > 0))
+        raise typer.Exit(1 if len(failed) else 0)
     if len(table) <= 20:
         print_answers(good, frame, standing)
     if len(good):
@@ -236,7 +236,9 @@ def score(
                 "that name, rename it in the manifest's column source"
             )
     if html:
-        echo(f"report: {report.write_html(table, frame, folder, html, maps)}")
+        from ..figures.report import write_html
+
+        echo(f"report: {write_html(table, frame, folder, html, maps)}")
     if explain:
         shown = frame[frame["file"].map(place_of).isin(good["place"])]
         overlays = write_overlays(detectors.load(folder), shown, explain, perturbation)
@@ -375,15 +377,6 @@ def _thresholds(texts: list[str]) -> dict[str, float]:
         if not 0 <= found[generator] <= 1:
             raise DataError(f"--threshold: {text!r}, expected a number from 0 to 1, or GENERATOR=number")
     return found
-
-
-def _demo_or(manifest: Path) -> Path:
-    """The demo manifest is found from any folder."""
-    from ..paths import demo_manifest
-
-    return (
-        demo_manifest() if manifest == Path("data/demo/manifest.csv") and not manifest.exists() else manifest
-    )
 
 
 def _run(run: Path | None) -> Path:

@@ -7,7 +7,6 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -18,6 +17,7 @@ from ..demo import benchmark, tower
 from ..files import damaged
 from ..models.backbones import best_device, best_dtype
 from ..paths import ROOT, data_dir, demo_manifest, figures_dir, runs_dir
+from ..results.runs import versions
 
 GIB = 1024**3
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "scikit-learn", "papermill", "jupyterlab", "ncnn")
@@ -29,7 +29,8 @@ def check_machine() -> Iterator[Finding]:
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding("python", sys.version_info >= (3, 11), f"{version} (3.11 or newer)")
     tested = dict(re.findall(r"^(\S+)==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.M))
-    found = {name: _version(name) for name in PACKAGES}
+    # Without a local build tag such as +cpu.
+    found = {name: version.partition("+")[0] for name, version in versions(PACKAGES).items()}
     wrong = [f"{n} {version} (tested: {tested[n]})" for n, version in found.items() if version != tested[n]]
     good = f"the tested versions of {', '.join(PACKAGES)}"
     yield Finding("packages", not wrong, f"{', '.join(wrong)}; mend with `make setup`" if wrong else good)
@@ -46,14 +47,6 @@ def check_machine() -> Iterator[Finding]:
     for folder in (runs_dir(), figures_dir()):
         writable = os.access(_existing(folder), os.W_OK)
         yield Finding("folder", writable, f"{folder} {'can' if writable else 'cannot'} be written")
-
-
-def _version(name: str) -> str:
-    """Of an installed package, without a local build tag such as +cpu."""
-    try:
-        return metadata.version(name).partition("+")[0]
-    except metadata.PackageNotFoundError:
-        return "missing"
 
 
 def _unchanged(check: str, folder: Path, current: bool) -> Finding:

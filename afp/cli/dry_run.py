@@ -27,7 +27,7 @@ from ..detectors.vlm_prompt import VlmPrompt
 from ..errors import AfpError, DataError
 from ..models import backbones, instructblip
 from ..paths import NOTEBOOKS, backbone_folder, cache_disk
-from ..workbook import check_values, parameters, read_yaml
+from ..workbook import check_values, parameters
 
 GIB = 2**30
 GPU_FLOPS = 125e12  # 40 % of the 312 TFLOP/s in bfloat16 that an A100 is sold with
@@ -75,26 +75,6 @@ SIZES = {
 }
 
 
-def read_parameters(path: str | Path) -> dict[str, dict[str, str]]:
-    """Notebook -> parameter -> value as text, from YAML.
-
-    Raises:
-        AfpError: not such a file; a notebook or a parameter that there is not.
-    """
-    content = read_yaml(path)
-    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
-        raise AfpError(f"{path}: expected `notebook:` with `parameter: value` lines under it")
-    for name, values in content.items():
-        notebook = NOTEBOOKS / f"{name}.ipynb"
-        if not notebook.is_file():
-            there = ", ".join(sorted(p.stem for p in NOTEBOOKS.glob("[0-9]*.ipynb")))
-            raise AfpError(f"{path}: no notebook {name!r}, expected one of {there}")
-        if unknown := set(values) - set(known := parameters(notebook)):
-            raise AfpError(f"{path}: {name} has no parameter {min(unknown)!r}, expected {', '.join(known)}")
-    # A name without a value is not given.
-    return {name: {k: str(v) for k, v in of.items() if v is not None} for name, of in content.items()}
-
-
 def check_notebooks(notebooks: list[Path], given: dict[str, dict[str, str]]) -> Iterator[Finding]:
     """What notebooks with these parameters find, a finding each; nothing is downloaded or run.
 
@@ -132,7 +112,8 @@ def check_notebooks(notebooks: list[Path], given: dict[str, dict[str, str]]) -> 
             memory = max(memory, size.n_parameters * backbones.best_dtype(backbones.best_device()).itemsize)
             if frame is not None:
                 perturbed = ",".join(values.get(key, "") for key in ("perturbations", "augment"))
-                n_views = len(frame) * (1 + len(list(filter(None, perturbed.split(",")))))
+                specs = {spec.strip() for spec in perturbed.split(",")} - {"", "none"}
+                n_views = len(frame) * (1 + len(specs))
                 disk = max(disk, n_views * size.cached)
                 yield Finding(f"{name} time", True, f"{backbone}: {_time(size, n_views)}")
                 if size.n_language:
@@ -164,12 +145,12 @@ def _unknown(values: dict[str, str], frame: pd.DataFrame | None) -> str:
     """A detector, or a kind or generator of the manifest, that is asked for and that there is not; "" if none."""
     known: dict[str, Iterable[str]] = {"detector": NAMES, "detectors": NAMES}
     if frame is not None:
-        known |= {"kind": frame["kind"], "kinds": frame["kind"]}
+        known |= {"kind": [*frame["kind"], "all"], "kinds": frame["kind"]}
         known |= {"generators": frame["generator"], "edited": frame["generator"]}
     for key, names in known.items():
-        asked = {part.strip() for part in values.get(key, "").split(",")} - {"", "all"}
+        asked = {part.strip() for part in values.get(key, "").split(",")} - {""}
         if missing := sorted(asked - set(names)):
-            expected = ", ".join([*sorted(set(names)), "or all"] if key == "kind" else sorted(set(names)))
+            expected = ", ".join(sorted(set(names)))
             return f"{key}: there is no {missing[0]!r}, expected some of {expected} (-p {key} ...)"
     return ""
 
@@ -180,12 +161,13 @@ def _weights(name: str) -> tuple[bool, str, BackboneSize | None]:
     if name == "demo-clip" and not folder.is_dir():
         return False, f"{name} is not built; make it with `afp demo`", None
     if not folder.is_dir():
-        hub, _, revision = (backbones.ALIASES | instructblip.ALIASES).get(name, name).partition("@")
+        alias, _, revision = name.partition("@")
+        hub = (backbones.ALIASES | instructblip.ALIASES).get(alias, alias)
         try:
             folder = Path(snapshot_download(hub, revision=revision or None, local_files_only=True))
         except (LocalEntryNotFoundError, HFValidationError):
             mend = f"is neither a folder nor in the hub's cache; fetch it with `hf download {hub}`"
-            return False, f"{name} {mend}", SIZES.get(name)
+            return False, f"{name} {mend}", SIZES.get(alias)
     try:
         return True, f"{name}: {folder}", BackboneSize.of(folder)
     except (OSError, ValueError, AttributeError) as error:

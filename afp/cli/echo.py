@@ -1,4 +1,4 @@
-"""The one way to the terminal: names of files and generators cannot move its cursor, colour it or break a table."""
+"""Lines and tables on the terminal: names in them cannot move its cursor, colour it or break a table."""
 
 from __future__ import annotations
 

@@ -39,11 +39,10 @@ def run(
 ) -> None:
     """Execute notebooks headlessly with papermill. Stops at the first failing cell and shows its traceback."""
     from .. import workbook
-    from .dry_run import check_notebooks, read_parameters
 
     pairs = (pair("-p", text) for text in parameters or [])
     values = {name: workbook.from_shell(name, text) for name, text in pairs}
-    given = read_parameters(params) if params else {}
+    given = workbook.read_parameters(params) if params else {}
     paths = workbook.find(notebooks or [], everything)
     if grid:
         if len(paths) != 1 or in_place or dry_run:
@@ -59,6 +58,8 @@ def run(
         return
     merged = {path.stem: given.get(path.stem, {}) | values for path in paths}
     if dry_run:
+        from .dry_run import check_notebooks
+
         if not print_findings(check_notebooks(paths, merged)):
             raise typer.Exit(1)
         return

@@ -49,15 +49,16 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
     from ..results.scores import write_rows
     from ..results.tables import comparison_table, held_out_table, to_markdown
 
-    if out and out.suffix not in (".csv", ".json"):
-        raise DataError(f"--out: {out}, expected a name ending in .csv or .json")
     results = metrics.evaluate(table, progress=True)
     parts = list(results.groupby(["detector", "perturbation"], sort=False))
     if results["perturbation"].nunique() > 1:
         from ..studies.robustness import robustness_table
 
         wide = robustness_table(results)
-        echo(to_markdown(wide)) if markdown else print_frame(wide, title="mean over held-out generators")
+        if markdown:
+            echo(to_markdown(wide))
+        else:
+            print_frame(wide, title="mean over held-out generators")
     elif markdown:
         echo(to_markdown(comparison_table(results) if len(parts) > 1 else held_out_table(results)))
     else:
@@ -84,7 +85,7 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
     if out is None:
         return
     with written_whole(out) as partial:
-        if out.suffix == ".csv":
+        if out.suffix.lower() == ".csv":
             write_rows(results, partial, header=True)
         else:
             results.to_json(partial, orient="records", indent=1)
@@ -93,7 +94,7 @@ def print_metrics(table: pd.DataFrame, out: Path | None, markdown: bool = False)
 
 def print_answers(table: pd.DataFrame, frame: pd.DataFrame, standing: Standing) -> None:
     """A few scored images (all readable): verdict, and what speaks against it."""
-    from ..figures.report import with_files
+    from ..results.scores import with_files
     from ..results.verdict import cautions
 
     for row, file in with_files(table, frame):

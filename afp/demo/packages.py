@@ -128,7 +128,8 @@ def _watched(command: list[str], folder: Path, name: str) -> tuple[int, str]:
     with pip, tqdm(desc=f"downloading {name}", **BYTES) as bar:
         while True:
             try:
-                return pip.wait(timeout=0.5), pip.communicate()[1]
+                shown = pip.communicate(timeout=0.5)[1]
+                return pip.returncode, shown
             except subprocess.TimeoutExpired:
                 with suppress(FileNotFoundError):  # pip moves its files
                     bar.update(sum(file.stat().st_size for file in folder.rglob("*")) - bar.n)

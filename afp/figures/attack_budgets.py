@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from ..results.metrics import mean_of_all
 from .style import DOUBLE, SINGLE, Drawn, chance_line, draw_intervals, drawing, method_styles, shades
 
 PANELS = {  # of `poison_curves`: condition, metric
@@ -21,7 +22,7 @@ def budget_curves(results: pd.DataFrame) -> Drawn:
     Args:
         results: `afp.results.metrics.evaluate` of `afp.studies.attack_trials.white_box_scores`.
     """
-    df = _held_in_mean(results)
+    df = mean_of_all(results, "mean held-in")
     df = df[df["metric"].isin(["auc", "accuracy_val"])]
     df = df.assign(epsilon=df["perturbation"].str.extract(r"pgd ([\d.]+)/255")[0].astype(float))
     levels = sorted(df["epsilon"].unique())
@@ -48,7 +49,7 @@ def poison_curves(results: pd.DataFrame, scores: pd.DataFrame) -> Drawn:
         scores: that table, for size and share of each probe.
     """
     known = scores.drop_duplicates("detector")[["detector", "size", "share"]]
-    df = _held_in_mean(results).merge(known, on="detector")
+    df = mean_of_all(results, "mean held-in").merge(known, on="detector")
     fig, axes = plt.subplots(1, 2, figsize=(DOUBLE, 2.6), sharey=True)
     tables = []
     shares, hues = sorted(known["share"].unique()), shades(known["size"].nunique())
@@ -63,8 +64,3 @@ def poison_curves(results: pd.DataFrame, scores: pd.DataFrame) -> Drawn:
         ax.set(title=title, xlabel="share of training fakes that were poisoned", ylim=(-0.03, 1.03))
     axes[0].legend(loc="lower left")
     return fig, pd.concat(tables)
-
-
-def _held_in_mean(results: pd.DataFrame) -> pd.DataFrame:
-    mean = (results["group"] == "mean held-in") & (results["kind"] == "all")
-    return results[mean & (results["against"] == "real")]

@@ -12,7 +12,15 @@ import seaborn as sns
 from sklearn.metrics import roc_curve
 
 from ..errors import AfpError
-from ..results.metrics import CONTROLS, N_BINS, check_scores, compute, in_order_of_distance
+from ..results.metrics import (
+    CONTROLS,
+    N_BINS,
+    check_one_detector,
+    check_scores,
+    compute,
+    in_order_of_distance,
+    is_single,
+)
 from .style import (
     DOUBLE,
     SERIES,
@@ -62,10 +70,11 @@ def held_out_bars(results: pd.DataFrame) -> Drawn:
         ax.axhline(len(generators) - 0.5, color="0.4", linewidth=0.6)
     keys, sets = [key(name, **look) for name, look in looks.items()], single["against"].unique()
     ax.set_xlabel(f"AUC against {sets[0]}" if len(sets) == 1 and sets[0] else "AUC")
-    for name in sets if len(sets) > 1 else ():
-        face = "0.3" if name in ("real", "") else "white"
-        text = f"against {name}" if name else "fakes only"
-        keys.append(key(text, color="0.3", marker="o", linestyle="", markerfacecolor=face))
+    if len(sets) > 1:
+        for name in sets:
+            face = "0.3" if name in ("real", "") else "white"
+            text = f"against {name}" if name else "fakes only"
+            keys.append(key(text, color="0.3", marker="o", linestyle="", markerfacecolor=face))
     fig.legend(handles=keys, loc="outside right center")
     return fig, df.sort_values("group", key=lambda column: column.map(groups.index), kind="stable")
 
@@ -143,9 +152,9 @@ def _aucs(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     df = results[results["metric"] == "auc"]
     if len(found := df["perturbation"].unique()) != 1:
         raise AfpError(f"results: perturbations {list(found)}, expected one")
-    aggregate = df["group"].str.match("(mean|min|max) held-")
+    single = is_single(df)
     shown = df["group"].isin(["mean held-out", "min held-out"]) & (df["kind"] == "all")
-    return df[~aggregate | shown], df[~aggregate]
+    return df[single | shown], df[single]
 
 
 def _row_names(groups: list[str], single: pd.DataFrame) -> list[str]:
@@ -188,8 +197,7 @@ def roc_curves(scores: pd.DataFrame) -> Drawn:
 
 def _mean_roc(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, float]:
     """False and true positive rates, and the AUC: of one fold as they are, of several their mean."""
-    folds = rows["fold"].fillna(0) if "fold" in rows else pd.Series(0, index=rows.index)
-    parts = [part for _, part in rows.groupby(folds) if part["label"].nunique() == 2]
+    parts = [part for _, part in rows.groupby("fold") if part["label"].nunique() == 2]
     curves = [roc_curve(part["label"], part["score"], drop_intermediate=False)[:2] for part in parts]
     auc = float(np.mean([compute(part["label"], part["score"])["auc"] for part in parts]))
     if len(curves) == 1:
@@ -210,7 +218,7 @@ def score_histograms(scores: pd.DataFrame) -> Drawn:
     real = df[df["label"] == 0].groupby("generator")["kind"].first()
     real = real.sort_index(key=lambda index: index != "real")
     looks = [(name, 0, kind, colour(str(name), "real")) for name, kind in real.items()]
-    fakes = _fake_groups(df, shades=False)
+    fakes = _fake_groups(df, paler=0)
     looks += [(name, 1, look["kind"], look["colour"]) for name, look in fakes.iterrows()]
     size = (SINGLE, 0.5 + 0.42 * len(looks))
     fig, axes = plt.subplots(len(looks), 1, figsize=size, sharex=True, squeeze=False)
@@ -265,19 +273,16 @@ def calibration(scores: pd.DataFrame) -> Drawn:
 def _one_detector(scores: pd.DataFrame) -> pd.DataFrame:
     df = check_scores(scores)
     df = df[~df["failed"]]
-    if len(found := df[["detector", "perturbation"]].drop_duplicates()) != 1:
-        raise AfpError(
-            f"scores table: expected one detector and perturbation; got {found.to_numpy().tolist()}"
-        )
+    check_one_detector(df)
     return df
 
 
-def _fake_groups(df: pd.DataFrame, shades: bool = True) -> pd.DataFrame:
+def _fake_groups(df: pd.DataFrame, paler: float = 0.18) -> pd.DataFrame:
     """Index group, `in_order_of_distance`; columns kind, colour, line. Within a kind: lighter, other dashes."""
     groups = df[df["label"] == 1].groupby("group").agg(kind=("kind", "first"), seen=("seen", "max"))
     groups = groups.loc[in_order_of_distance(groups.reset_index())]
     nth = groups.groupby("kind").cumcount()
     groups["line"] = [DASHES[i % len(DASHES)] for i in nth]
-    shade = 0.18 * nth.clip(upper=3) * shades
+    shade = paler * nth.clip(upper=3)
     groups["colour"] = [colour(str(group), kind, shade[group]) for group, kind in groups["kind"].items()]
     return groups

@@ -106,7 +106,7 @@ def parameter_scatter(table: pd.DataFrame) -> Drawn:
     the first stand some points to the right on the screen.
     """
     means = _means(table).merge(table[["method", "n_params", "note"]].drop_duplicates())
-    constant = headlines(table[table["note"] == ""])["all"].iloc[-1]
+    constant = headlines(table)["all"].iloc[-1]
     fig, ax = plt.subplots(figsize=(DOUBLE, 2.8 + 0.1 * len(means)))
     chance_line(ax, constant)
     note = offset_copy(ax.get_yaxis_transform(), fig, y=-9, units="points")
@@ -146,9 +146,7 @@ def mean_curves(
         if specs:
             ax.set_xticks(range(len(specs)), [perturbation_title(spec) for spec in specs])
         else:
-            ax.set_xscale("log")
-            ax.set_xticks(ticks, [_thousands(tick) for tick in ticks], rotation=45 if len(ticks) > 5 else 0)
-            ax.minorticks_off()
+            _log_ticks(ax, ticks, rotation=45 if len(ticks) > 5 else 0)
         ax.set(xlabel=xlabel, ylabel=PERCENT[value])
         ax.grid(axis="y", color="0.92", linewidth=0.6)
     legend_above(fig, axes[0, 0].get_lines(), 5)
@@ -267,13 +265,12 @@ def size_beside_paper(ours: pd.DataFrame, theirs: pd.DataFrame) -> Drawn:
         for i, (name, look) in enumerate(looks.items()):
             rows = table[table["method"] == name].sort_values("n_train")
             drawn = ax.errorbar(rows["n_train"], rows["accuracy"], rows.get("half"), elinewidth=0.8, **look)
-            for artist in drawn.get_children() if "half" in rows else []:  # side by side on the screen
-                artist.set_transform(offset_copy(ax.transData, fig, x=3 * i, units="points"))
+            if "half" in rows:
+                for artist in drawn.get_children():  # side by side on the screen
+                    artist.set_transform(offset_copy(ax.transData, fig, x=3 * i, units="points"))
             ends.append((rows["accuracy"].iloc[-1], name, look["color"]))
-        ax.set(xscale="log", xlabel="training images, both classes", title=title, xmargin=0.1)
-        ticks = sorted({round(n) for n in table["n_train"]})
-        ax.set_xticks(ticks, [_thousands(tick) for tick in ticks])
-        ax.minorticks_off()
+        ax.set(xlabel="training images, both classes", title=title, xmargin=0.1)
+        _log_ticks(ax, sorted({round(n) for n in table["n_train"]}))
         _name_ends(ax, ends)
     axes[0].set_ylabel("mean held-out accuracy (%)")
     return fig, pd.concat([right.assign(origin="published"), left.assign(origin="ours")])
@@ -316,6 +313,13 @@ def _styles(table: pd.DataFrame, series: str = "method", graded: bool = False) -
     open_ = {"markerfacecolor": "white", "markersize": 6.5, "linewidth": 0.8, "linestyle": "--"}
     shown = _shown_names(table[own]) if series == "method" else {}
     return styles | {m: look | open_ | {"label": shown[m]} for m, look in method_styles(shown).items()}
+
+
+def _log_ticks(ax: Axes, ticks: Sequence[float], rotation: float = 0) -> None:
+    """A logarithmic axis with a tick at each of these numbers alone."""
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [_thousands(tick) for tick in ticks], rotation=rotation)
+    ax.minorticks_off()
 
 
 def _thousands(number: float) -> str:

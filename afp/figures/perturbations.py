@@ -11,7 +11,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ..errors import AfpError
-from ..studies.robustness import METRIC_NAMES, perturbation_level, perturbation_order, perturbation_title
+from ..results.metrics import is_single, mean_of_all
+from ..results.tables import TITLES
+from ..studies.robustness import perturbation_level, perturbation_order, perturbation_title
 from .style import (
     DOUBLE,
     MARKERS,
@@ -49,7 +51,7 @@ def strength_curves(
     """
     df = results[(results["kind"] != "real") & results["against"].isin(["real", ""])]
     is_mean = (df["group"] == "mean held-out") & (df["kind"] == "all")
-    df = df[(is_mean | ~df["group"].str.match("(mean|min|max) held-")) & df["metric"].isin(metrics)]
+    df = df[(is_mean | is_single(df)) & df["metric"].isin(metrics)]
     known = sorted(df["perturbation"].unique(), key=perturbation_order)
     specs = [spec for spec in known if perturbation_level(spec)[0] in (family, "none")]
     if len(specs) < 2:
@@ -73,7 +75,7 @@ def strength_curves(
             if metric != "tpr_at_5_fpr":
                 chance_line(ax)
             ax.set_xticks(at, [perturbation_title(spec).split()[-1] for spec in specs])
-        row[0].set_ylabel(METRIC_NAMES[metric].replace(" at ", "\nat "))
+        row[0].set_ylabel(TITLES[metric].replace(" at ", "\nat "))
     for ax, detector in zip(axes[0], looks, strict=True):
         ax.set_title(detector)
     fig.supxlabel(STRENGTHS.get(family, family), size=plt.rcParams["axes.labelsize"])
@@ -98,7 +100,6 @@ def loss_bars(found: pd.DataFrame, panels: Sequence[str], column: str, axis: str
     looks = method_styles(found["detector"])
     size = (DOUBLE, 0.9 + (0.16 + 0.11 * len(looks)) * len(specs))
     fig, axes = plt.subplots(1, len(panels), figsize=size, sharex=True, sharey=True, squeeze=False)
-    name_rows(axes[0, 0], [perturbation_title(spec) for spec in specs], stripes=False)
     for ax, panel in zip(axes[0], panels, strict=True):
         name_rows(ax, [perturbation_title(spec) for spec in specs])
         chance_line(ax, 0, upright=True)
@@ -107,7 +108,7 @@ def loss_bars(found: pd.DataFrame, panels: Sequence[str], column: str, axis: str
             rows = rows.set_index("perturbation").reindex(specs)
             at = np.arange(len(specs)) + 0.6 * ((k + 0.5) / len(looks) - 0.5)
             draw_intervals(ax, at, rows, upright=False, label=detector, **look)
-        ax.set_title(METRIC_NAMES.get(panel, panel), loc="left")
+        ax.set_title(TITLES.get(panel, panel), loc="left")
     fig.supxlabel(axis, size=plt.rcParams["axes.labelsize"])
     if len(looks) > 1:
         legend_above(fig, axes[0, 0].get_legend_handles_labels()[0])
@@ -123,8 +124,7 @@ def beside_papers(results: pd.DataFrame, paper: pd.DataFrame, specs: Sequence[st
         paper: method, perturbation (as here), accuracy, average_precision in %: means over the paper's test sets.
         specs: perturbations from left to right; lines join those of one kind, the clean images with the first.
     """
-    own = results[(results["group"] == "mean held-out") & (results["kind"] == "all")]
-    own = own[own["against"] == "real"]
+    own = mean_of_all(results)
     fig, axes = plt.subplots(1, 2, figsize=(DOUBLE, 3.1), sharey=True)
     tables = []
     looks = method_styles(own["detector"]) | method_styles(paper["method"])

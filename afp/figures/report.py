@@ -16,17 +16,16 @@ from ..detectors import load
 from ..detectors.base import read_config
 from ..errors import ImageError, ModelError
 from ..files import PAGE, check_output, write_text
-from ..results.scores import place_of
+from ..results.scores import with_files
 from ..results.verdict import Standing, cautions
 from .grid import data_uri
 
 THUMBNAIL = 240  # pixels, the longer side
 MOST_THUMBNAILS = 1000  # about 10 MB of page
-MOST_MAPS = 30  # some seconds each on a CPU
 
 
 def write_html(
-    table: pd.DataFrame, frame: pd.DataFrame, folder: str | Path, out: str | Path, n_maps: int = MOST_MAPS
+    table: pd.DataFrame, frame: pd.DataFrame, folder: str | Path, out: str | Path, n_maps: int = 0
 ) -> Path:
     """A scores table as one page that needs no other file and no network; it opens sorted by score.
 
@@ -35,7 +34,8 @@ def write_html(
         frame: has the ``file`` of every row of the table.
         folder: the run.
         out: the page to write.
-        n_maps: highest scores that get a relevance map beside their picture, if the run's detector has a gradient.
+        n_maps: highest scores that get a relevance map beside their picture, if the run's detector has a gradient;
+            each takes some seconds on a CPU.
     Raises:
         ModelError: ``folder`` holds no run.
         DataError: ``out`` is another file's name.
@@ -62,13 +62,6 @@ def write_html(
         title="Real or fake?", counts=counts, about=about, rows=rows
     )
     return write_text(out, page)
-
-
-def with_files(table: pd.DataFrame, frame: pd.DataFrame) -> Iterator[tuple]:
-    """Every row of a scores table with its file: a table holds names, not where they are."""
-    files = {place_of(file): file for file in frame["file"]}
-    for row in table.itertuples():
-        yield row, files[row.place]
 
 
 def _relevance(folder: str | Path) -> Callable[[Image.Image], Image.Image] | None:

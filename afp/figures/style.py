@@ -166,8 +166,9 @@ def name_rows(ax: Axes, names: Sequence[str], stripes: bool = True) -> None:
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
-    for i in range(0, len(names) if stripes else 0, 2):
-        ax.axhspan(i - 0.5, i + 0.5, color="0.95", zorder=0, linewidth=0)
+    if stripes:
+        for i in range(0, len(names), 2):
+            ax.axhspan(i - 0.5, i + 0.5, color="0.95", zorder=0, linewidth=0)
 
 
 def legend_above(fig: Figure, handles: Iterable[Any], most: int = 4) -> None:

@@ -7,7 +7,6 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -51,10 +50,12 @@ def ladder(
             turned.append(is_fake != clean[i])
             rows.append({"image": name, "perturbation": spec, "score": of_spec[i]})
     fig, _ = image_grid(pictures, titles, columns=4 if len(images) == 1 else len(specs))
-    for ax in np.array(fig.axes, dtype=object)[: len(turned)][turned]:
-        ax.add_patch(
-            Rectangle((0, 0), 1, 1, transform=ax.transAxes, fill=False, edgecolor="#D55E00", linewidth=5)
-        )
+    for ax, is_turned in zip(fig.axes, turned, strict=False):
+        if is_turned:
+            frame = Rectangle(
+                (0, 0), 1, 1, transform=ax.transAxes, fill=False, edgecolor="#D55E00", linewidth=5
+            )
+            ax.add_patch(frame)
     return fig, pd.DataFrame(rows).assign(threshold=detector.threshold_)
 
 

@@ -65,28 +65,10 @@ N_BINS = 15
 POOL_BELOW = 5  # images: too few for an estimate of their own
 KEY = ["detector", "perturbation", "path", "place"]  # tells a table's rows apart
 # What stands for nothing known.
-_DEFAULTS: dict[str, Any] = {
-    "generator": "unnamed",
-    "kind": "",
-    "source": "",
-    "set": "",
-    "place": "",
-    "error": "",
-}
-_DEFAULTS |= {"detector": "", "perturbation": "none", "fold": -1, "seen": 0, "threshold": np.nan}
-_COMPARED = [
-    "detector",
-    "perturbation",
-    "group",
-    "generator",
-    "kind",
-    "set",
-    "source",
-    "fold",
-    "label",
-    "seen",
-]
-_COMPARED += ["score", "threshold", "failed"]
+_DEFAULTS: dict[str, Any] = dict.fromkeys(["kind", "source", "set", "place", "error", "detector"], "")
+_DEFAULTS |= {"generator": "unnamed", "perturbation": "none", "fold": -1, "seen": 0}
+_COMPARED = ["detector", "perturbation", "group", "generator", "kind", "set", "source", "fold", "label"]
+_COMPARED += ["seen", "score", "threshold", "failed"]
 _CHUNK = 1_000_000  # weights held at once: as many as stay in a processor's cache
 _MANY = 10_000  # sources, from which drawing them by number is faster than drawing their counts
 _MEMORY = 100_000_000  # counts held at once; with more sources than 100,000 fewer replicates do
@@ -188,10 +170,12 @@ class _Comparison:
     """
 
     def __init__(self, real: _Side, fake: _Side):
-        self.sources, reach, over, own = fake.sources, *_of_own_source(real, fake)
-        self.own_fakes, self.own_reals = _of_own_source(fake, fake)[0], reach
+        reach, over, own = _of_own_source(real, fake)
+        self.sources, self.own_reals = fake.sources, reach
+        self.own_fakes, _, _ = _of_own_source(fake, fake)
         pairs, won = np.bincount(fake.sources, own), np.bincount(fake.sources, own - (reach + over) / 2)
-        self.own_pairs = (both := np.flatnonzero(pairs)), pairs[both], won[both]
+        both = np.flatnonzero(pairs)
+        self.own_pairs = both, pairs[both], won[both]
         self.at_fakes = real.reaching(-fake.falling), fake.reaching(-fake.falling)
         scores = -np.unique(fake.falling)
         self.tp, self.fp, self.fp_before = fake.reaching(scores), real.reaching(scores), real.over(scores)
@@ -206,10 +190,10 @@ class _Comparison:
             counts: (replicates, sources), how often each was drawn.
         """
         total, found = real.total + fake.total, {}
-        half = real.above[:, self.at_half[0]], fake.above[:, self.at_half[1]]
-        own = real.called if self.at_threshold is None else real.above[:, self.at_threshold], fake.called
+        at_half = real.above[:, self.at_half[0]], fake.above[:, self.at_half[1]]
+        called = real.called if self.at_threshold is None else real.above[:, self.at_threshold]
         with np.errstate(invalid="ignore", divide="ignore"):
-            for suffix, (called_real, called_fake) in (("", half), ("_val", own)):
+            for suffix, (called_real, called_fake) in (("", at_half), ("_val", (called, fake.called))):
                 found["accuracy" + suffix] = (real.total - called_real + called_fake) / total
                 found["real_accuracy" + suffix] = 1 - called_real / real.total
                 found["fake_accuracy" + suffix] = called_fake / fake.total
@@ -309,8 +293,10 @@ def check_scores(scores: pd.DataFrame) -> pd.DataFrame:
     for column, default in _DEFAULTS.items():
         if column not in df:
             df[column] = default
-        elif df[column].isna().any() and default == default:
+        elif df[column].isna().any():
             df[column] = df[column].astype(object).fillna(default)
+    if "threshold" not in df:
+        df["threshold"] = np.nan
     for column in ("label", "score", "seen", "threshold"):
         try:
             df[column] = pd.to_numeric(df[column]).astype(float)
@@ -367,6 +353,22 @@ def evaluate(scores: pd.DataFrame, *, n_boot: int = 1000, progress: bool = False
     return pd.DataFrame(rows, columns=columns.split())
 
 
+def check_one_detector(scores: pd.DataFrame, name: str = "scores table") -> None:
+    """Raises DataError for a table of several detectors or perturbations."""
+    if len(found := scores[["detector", "perturbation"]].drop_duplicates()) != 1:
+        raise DataError(f"{name}: expected one detector and perturbation; got {found.to_numpy().tolist()}")
+
+
+def is_single(results: pd.DataFrame) -> pd.Series:
+    """Whether each row of `evaluate` is of one generator, or of one set of real images, and not of several."""
+    return ~results["group"].isin([name for name, *_ in _OVER_GENERATORS])
+
+
+def mean_of_all(results: pd.DataFrame, group: str = "mean held-out") -> pd.DataFrame:
+    """The rows of `evaluate` with the mean over generators of all kinds, against photographs."""
+    return results[(results["group"] == group) & (results["kind"] == "all") & (results["against"] == "real")]
+
+
 def paired_difference(
     scores_a: pd.DataFrame,
     scores_b: pd.DataFrame,
@@ -390,8 +392,7 @@ def paired_difference(
     """
     tables = [check_scores(table).sort_values(KEY, ignore_index=True) for table in (scores_a, scores_b)]
     for name, table in zip("ab", tables, strict=True):
-        if len(found := table[["detector", "perturbation"]].drop_duplicates()) != 1:
-            raise DataError(f"scores_{name}: expected one detector and perturbation; got {found.to_numpy()}")
+        check_one_detector(table, f"scores_{name}")
     key = ["path", "perturbation", "label", "generator", "source"]
     a, b = tables
     if odd := set(map(tuple, a[key].to_numpy())) ^ set(map(tuple, b[key].to_numpy())):
@@ -516,7 +517,7 @@ def _within_folds(
     bar = tqdm(total=n_folds * len(counts), desc="intervals", leave=False, disable=not progress)
     for k in range(n_folds):
         at = {name: np.flatnonzero(of & (fold == k)) for name, of in rows.items()}
-        sides = {n: _Side(n[0] == "fake", score[i], threshold[i], source[i]) for n, i in at.items()}
+        sides = {n: _Side(int(n[0] == "fake"), score[i], threshold[i], source[i]) for n, i in at.items()}
         compared = {key: _Comparison(sides[pair.real], sides[pair.fake]) for key, pair in pairs.items()}
         step = max(1, _CHUNK // max(1, sum(map(len, at.values()))))
         parts: dict[_Key, list[_Values]] = {key: [] for key in pairs}
@@ -548,7 +549,9 @@ def _resample(source: np.ndarray, is_real: np.ndarray, n_boot: int) -> np.ndarra
     counts = np.ones((1 + min(n_boot, max(_FEWEST, _MEMORY // max(1, n))), n), np.uint8)
     for stratum in (np.flatnonzero(has_real), np.flatnonzero(~has_real)):
         size = len(stratum)
-        for replicate in counts[1:] if size else ():
+        if size == 0:
+            continue
+        for replicate in counts[1:]:
             if size < _MANY:
                 replicate[stratum] = rng.multinomial(size, np.full(size, 1 / size))
             else:
@@ -565,9 +568,7 @@ def mean_by_source(values: Sequence[float], sources: Sequence[str], n_boot: int 
 
 def questions(results: pd.DataFrame) -> list[str]:
     """What the results of `evaluate` make one ask: a name that contradicts its label, an AUC clearly under .5."""
-    single = results[~results["group"].str.contains(" held-")].drop_duplicates(
-        ["group", "kind", "detector", "metric"]
-    )
+    single = results[is_single(results)].drop_duplicates(["group", "kind", "detector", "metric"])
     is_real, name = single["kind"] == "real", single["group"].str.lower()
     odd = single.loc[
         (is_real & name.isin(["fake", "ai"])) | (~is_real & name.isin(["real", "nature", *CONTROLS])), "group"

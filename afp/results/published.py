@@ -208,10 +208,13 @@ def averages(table: pd.DataFrame, by: str | list[str] = "method", commercial: bo
 def headlines(table: pd.DataFrame) -> pd.DataFrame:
     """Four means of the same row of AntifakePrompt's table, and of a detector that calls everything fake.
 
+    That detector's are over the published sets, whatever own runs stand beside them.
+
     Columns: method, all, held-out (sets not trained on), fakes only, balanced (the mean of the real sets' mean
     and the fake sets' mean), note (as of `beside`).
     """
-    constant = table.drop_duplicates("test_set").assign(method=ALWAYS_FAKE, seen_in_training=0)
+    published = table[table["note"] == ""] if "note" in table else table
+    constant = published.drop_duplicates("test_set").assign(method=ALWAYS_FAKE, seen_in_training=0)
     constant["accuracy"] = 100.0 * (constant["kind"] != "real")
     rows = pd.concat([table, constant])
     real, held_out = rows["kind"] == "real", rows["seen_in_training"] == 0
@@ -233,7 +236,8 @@ def own_runs(folder: str | Path, tables: tuple[str, ...] = ("scores.csv",)) -> p
     unless every fake set and training generator bears a paper's name, a backbone that is not a paper's.
 
     Args:
-        tables: the scores table is the first of these that a run holds; notebook 06 writes `perturbed.csv`.
+        tables: the scores table is the first of these that a run holds. Notebook 06 writes `perturbed.csv`; that
+            of a cross-fitted run holds fold 0 alone.
     Raises:
         DataError: no such folder, or nothing scored in it.
         ModelError: a config that cannot be read.
@@ -262,7 +266,8 @@ def beside(published: pd.DataFrame, own: pd.DataFrame | None) -> pd.DataFrame:
     """Published rows, then own ones under the papers' names of sets, with a column `note` ("" = published).
 
     Of own runs it takes what the table measures: accuracy on one class (AntifakePrompt), or accuracy and AP
-    of fakes against photographs (CLIPping), under its perturbations.
+    of fakes against photographs (CLIPping), under its perturbations. Where two sets of a run would bear one paper's
+    name, both keep their own.
     """
     published = published.assign(note="")
     if own is None:
@@ -273,7 +278,9 @@ def beside(published: pd.DataFrame, own: pd.DataFrame | None) -> pd.DataFrame:
     else:
         own = own.assign(accuracy=own["accuracy_one_class"])
     known = {_plain(name): name for name in published["test_set"].unique()}
-    own = own.assign(test_set=[known.get(_plain(name), name) for name in own["test_set"]])
+    renamed = own.assign(test_set=[known.get(_plain(name), name) for name in own["test_set"]])
+    twice = renamed.duplicated(["method", "perturbation", "test_set"], keep=False)
+    own = renamed.assign(test_set=renamed["test_set"].mask(twice, own["test_set"]))
     columns = [column for column in own.columns if column in published]
     return pd.concat([published, own[columns]], ignore_index=True)
 
@@ -289,6 +296,7 @@ def _measure(scores: Path, config: dict[str, Any], name: str) -> pd.DataFrame:
             row = {"label": label, "kind": part["kind"].iloc[0], "test_set": group}
             row |= {"perturbation": perturbation, "seen_in_training": int(part["seen"].max()) if label else 0}
             row["accuracy_one_class"] = 100 * ((part["score"] >= 0.5) == label).mean()
+            row |= {"accuracy": np.nan, "average_precision": np.nan}
             if label and len(real):
                 both = pd.concat([part, real])
                 weights = np.repeat([1 / len(part), 1 / len(real)], [len(part), len(real)])

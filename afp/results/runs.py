@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from .. import detectors
-from ..data.splits import use_fold
+from ..data.splits import N_FOLDS, use_fold
 from ..detectors.base import IMAGES, Detector, image_roles, read_config, run_key, seal
 from ..detectors.operating_point import TARGET_FPR, OperatingPoint, choose_operating_point, fewest_for
 from ..errors import DataError
@@ -181,7 +181,7 @@ def _file_hash(file: Path, changed: int) -> str:
 
 @cache
 def _code(file: str) -> str:
-    """Hash of a module and of all of this package's data, models and detectors that it imports.
+    """Hash of a module and of every module of this package that it imports, directly or through others.
 
     Comments, docstrings and the layout of lines are no part of it: they change no result.
     """
@@ -213,13 +213,19 @@ def _imported(tree: ast.Module, module: Path) -> Iterable[Path]:
 
 def environment() -> dict:
     """Versions and machine, as a run records them."""
+    packages = versions(PACKAGES)
+    return {"python": platform.python_version(), "platform": platform.platform(), "packages": packages}
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Package -> its version, or "not installed"."""
     found = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
-    return {"python": platform.python_version(), "platform": platform.platform(), "packages": found}
+    return found
 
 
 def calibrate(
@@ -280,7 +286,6 @@ def cross_fit(
     without: Sequence[str] = (),
     target_fpr: float | None = None,
     start: str | Path | None = None,
-    n_folds: int = 5,
     progress: bool = True,
 ) -> Path:
     """Fit one detector a fold and score every image once, by the detector that never saw its photograph.
@@ -292,7 +297,7 @@ def cross_fit(
     Returns:
         The run folder; an existing complete one is returned as it is.
     """
-    folds = [use_fold(frame, k, n_folds) for k in range(n_folds)]
+    folds = [use_fold(frame, k) for k in range(N_FOLDS)]
     options: dict[str, Any] = {
         "config": config,
         "without": without,
@@ -309,15 +314,20 @@ def cross_fit(
     tables, quiet = [], not progress or processes.rank() > 0
     # All fits come first: they extract more of an image than a score needs.
     for k, part in enumerate(tqdm(folds[1:], desc=f"{name} folds", disable=quiet), start=1):
-        fit_run(name, part, folder / f"fold-{k}", **options)
+        fit_run(name, part, fold_folder(folder, k), **options)
     for k, part in enumerate(folds):
-        fitted, test = detectors.load(folder / f"fold-{k}" if k else folder), part[part["split"] == "test"]
+        fitted, test = detectors.load(fold_folder(folder, k)), part[part["split"] == "test"]
         tables.append(score_frame(fitted, test, run=folder.name, fold=k, progress=progress))
     if processes.rank() == 0:
         _write_table(pd.concat(tables, ignore_index=True), target)
         write_text(stamp, key + "\n")
     processes.gather(None)
     return folder
+
+
+def fold_folder(folder: str | Path, k: int) -> Path:
+    """Where `cross_fit` leaves the detector of fold ``k``."""
+    return Path(folder) / f"fold-{k}" if k else Path(folder)
 
 
 def default_run() -> Path:

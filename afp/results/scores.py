@@ -21,9 +21,10 @@ from ..errors import DataError, UnreadableImages
 from ..files import check_input, written_whole
 from ..models import processes
 
+ABOUT = ["path", "sha256", "label", "generator", "kind", "split", "source", "set"]  # as the manifest has it
 SCORE_COLUMNS = [
-    *("path", "sha256", "label", "generator", "kind", "split", "source", "set", "role", "perturbation"),
-    *("detector", "run", "fold", "seen", "threshold", "score", "verdict", "error", "place"),
+    *(*ABOUT, "role", "perturbation", "detector", "run", "fold", "seen"),
+    *("threshold", "score", "verdict", "error", "place"),
 ]
 NUMBERS = ("label", "fold", "seen", "threshold", "score")
 NEEDED = ("path", "label", "score")  # of a table that another program wrote
@@ -58,6 +59,13 @@ def place_of(file: str | Path) -> str:
     return hashlib.sha256(os.fsencode(Path(file).absolute())).hexdigest()[:12]
 
 
+def with_files(table: pd.DataFrame, frame: pd.DataFrame) -> Iterator[tuple]:
+    """Every row of a scores table with its file: a table holds names, not where they are."""
+    files = {place_of(file): file for file in frame["file"]}
+    for row in table.itertuples():
+        yield row, files[row.place]
+
+
 def unscored_table(
     detector: Detector,
     frame: pd.DataFrame,
@@ -67,7 +75,7 @@ def unscored_table(
     thresholds: dict[str, float] | None = None,
 ) -> pd.DataFrame:
     """A scores table of the frame without scores; ``thresholds`` as of `score_to_csv`."""
-    table = frame.reindex(columns=[c for c in SCORE_COLUMNS if c in frame.columns]).reset_index(drop=True)
+    table = frame.reindex(columns=[c for c in ABOUT if c in frame.columns]).reset_index(drop=True)
     table = table.assign(perturbation=perturbation, detector=detector.name, run=run, fold=fold, error="")
     table["role"] = _roles(detector, table)
     table["place"] = frame["file"].map(place_of).to_numpy()
@@ -289,8 +297,10 @@ def read_scores(path: str | Path) -> pd.DataFrame:
         ("label", label.isin([0, 1]), "0 (real) or 1 (fake)"),
         ("score", score.between(0, 1), "P(fake), a number from 0 to 1"),
     ):
-        for row, value in table.loc[table[column].notna() & ~good, column].head(1).items():
-            raise DataError(f"{path}: row {row + 2}: {column} is {str(value)!r}, expected {expected}")
+        wrong = table.loc[table[column].notna() & ~good, column]
+        if len(wrong):
+            row, value = wrong.index[0] + 2, str(wrong.iloc[0])
+            raise DataError(f"{path}: row {row}: {column} is {value!r}, expected {expected}")
     names = dict.fromkeys(("detector", "run"), path.name.split(".")[0]) | {"perturbation": "none"}
     label = label.astype(float)  # true and false are labels too
     names |= {"generator": label.map({0: "real", 1: "fake"}), "kind": label.map({0: "real"})}

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pandas as pd
 
 from ..errors import AfpError
-from .metrics import Estimate
+from .metrics import Estimate, is_single
 
-COLUMNS = {
+TITLES = {
     "auc": "AUC",
     "ap": "AP",
     "accuracy": "accuracy at .5",
     "accuracy_val": "accuracy at val. threshold",
+    "tpr_at_5_fpr": "TPR at 5 % FPR",
 }
 
 
-def cells(results: pd.DataFrame) -> Iterator[str]:
+def cells(results: pd.DataFrame) -> list[str]:
     """The estimate of each row."""
-    return (f"{Estimate(*row):.2f}" for row in results[["value", "low", "high"]].to_numpy())
+    return [f"{Estimate(*row):.2f}" for row in results[["value", "low", "high"]].to_numpy()]
+
+
+def _held_out_of_kind(results: pd.DataFrame) -> pd.Series:
+    """Kind -> how many generators of it are held out."""
+    held_out = results[is_single(results) & (results["seen"] == 0) & (results["kind"] != "real")]
+    return held_out.groupby("kind")["group"].nunique()
 
 
 def _by_name(results: pd.DataFrame) -> dict[tuple[str, str, str, str], str]:
@@ -38,21 +43,18 @@ def held_out_table(results: pd.DataFrame) -> pd.DataFrame:
         names them) and (where there are any) against resampled ones, then AP and accuracies against the real
         images. The last rows are the false-positive rate of each set of real images.
     """
-    estimates, is_real = _by_name(results), results["kind"] == "real"
-    single = results[~is_real & ~results["group"].str.contains(" held-")]
-    n_of_kind = single.groupby("kind")["group"].nunique()
+    estimates, is_real, single = _by_name(results), results["kind"] == "real", is_single(results)
     columns = {}
-    for against, reals in single.groupby("against", sort=False)["reals"]:
+    for against, reals in results[single & ~is_real].groupby("against", sort=False)["reals"]:
         whose = reals.iloc[0] if reals.nunique() == 1 else "real images of its own set"
         columns[f"AUC vs {whose}" if against else "AUC"] = (against, "auc")
     first = next(iter(columns.values()), ("", ""))[0]
-    columns |= {title: (first, metric) for metric, title in COLUMNS.items() if metric != "auc"}
+    columns |= {TITLES[metric]: (first, metric) for metric in ("ap", "accuracy", "accuracy_val")}
+    n_of_kind = _held_out_of_kind(results)
+    several = results["kind"].isin(["all", *n_of_kind.index[n_of_kind > 1]])
+    over_several = results["group"].isin(["mean held-out", "min held-out"]) & several
     rows = []
-    for row in results[~is_real].drop_duplicates(["group", "kind"]).itertuples():
-        if row.group.startswith(("mean held-in", "max ")):
-            continue
-        if " held-" in row.group and n_of_kind.get(row.kind, 9) < 2:
-            continue
+    for row in results[(single & ~is_real) | over_several].drop_duplicates(["group", "kind"]).itertuples():
         about = {"generator": row.group, "kind": row.kind, "in training": "yes" if row.seen else "no"}
         about["images"] = f"{row.n_real} + {row.n_fake}"
         found = {title: estimates.get((row.group, row.kind, *of), "") for title, of in columns.items()}
@@ -60,7 +62,7 @@ def held_out_table(results: pd.DataFrame) -> pd.DataFrame:
     for row in results[is_real].drop_duplicates("group").itertuples():
         rate = estimates[row.group, "real", "", "false_positive_rate_val"]
         about = {"generator": f"{row.group}: called fake", "kind": "real", "images": str(row.n_real)}
-        rows.append(about | {COLUMNS["accuracy_val"]: rate})
+        rows.append(about | {TITLES["accuracy_val"]: rate})
     return pd.DataFrame(rows).fillna("")
 
 
@@ -77,18 +79,17 @@ def comparison_table(results: pd.DataFrame) -> pd.DataFrame:
     auc = results[results["metric"] == "auc"]
     unseen = auc[auc["seen"] == 0]
     means = unseen[(unseen["group"] == "mean held-out") & (unseen["kind"] != "all")]
-    groups = unseen[~unseen["group"].str.contains(" held-")].groupby("kind")["group"].nunique()
-    n = means.groupby("kind")["n_fake"].max()
+    groups, n = _held_out_of_kind(auc), means.groupby("kind")["n_fake"].max()
     kinds = sorted(n.index, key=lambda kind: (-groups[kind], -n[kind]))
-    titles = {kind: f"{kind}, mean" if groups[kind] > 1 else kind for kind in kinds}
     n_held_in = auc.loc[auc["group"] == "mean held-in", "n_fake"].to_numpy().max(initial=0)
     columns = {f"held-in (n = {n_held_in})": ("mean held-in", "all", "real")}
-    for kind in kinds[:1]:
-        columns[f"{titles[kind]} (n = {n[kind]})"] = ("mean held-out", kind, "real")
-        columns[f"{kind}, worst"] = ("min held-out", kind, "real")
-        if "real-resampled" in set(unseen["against"]):
-            columns[f"{kind}, mean, vs resampled"] = ("mean held-out", kind, "real-resampled")
-    columns |= {f"{titles[kind]} (n = {n[kind]})": ("mean held-out", kind, "real") for kind in kinds[1:]}
+    for kind in kinds:
+        title = f"{kind}, mean" if groups[kind] > 1 else kind
+        columns[f"{title} (n = {n[kind]})"] = ("mean held-out", kind, "real")
+        if kind == kinds[0]:
+            columns[f"{kind}, worst"] = ("min held-out", kind, "real")
+            if "real-resampled" in set(unseen["against"]):
+                columns[f"{kind}, mean, vs resampled"] = ("mean held-out", kind, "real-resampled")
     if not kinds:
         columns["held-out"] = ("mean held-out", "all", "real")
     rows = []
@@ -109,26 +110,29 @@ def summary_table(results: pd.DataFrame, metrics: tuple[str, ...] = ("auc",)) ->
     if missing := set(metrics) - set(known := results["metric"].unique()):
         raise AfpError(f"metrics: {sorted(missing)} not in the results; expected some of {list(known)}")
     df = results[results["metric"].isin(metrics)].reset_index(drop=True)
-    over_generators = df["group"].str.contains(" held-")
-    held_out = df[~over_generators & (df["seen"] == 0) & (df["kind"] != "real")]
-    n_of_kind = held_out.groupby("kind")["group"].nunique()
+    n_of_kind = _held_out_of_kind(df)
     several = n_of_kind.index[n_of_kind > 1] if len(n_of_kind) > 1 else []
-    df = df[~over_generators | (df["kind"] == "all") | (df["kind"].isin(several) & (df["seen"] == 0))]
+    of_several = df["kind"].isin(several) & (df["seen"] == 0)
+    df = df[is_single(df) | (df["kind"] == "all") | of_several]
 
-    over_generators = over_generators[df.index]
-    row = df["group"].where(~over_generators | (df["kind"] == "all"), df["group"] + ", " + df["kind"])
-    row = row.where(over_generators | (df["seen"] == 0), row + " (held-in)")
+    single = is_single(df)
+    row = df["group"].where(single | (df["kind"] == "all"), df["group"] + ", " + df["kind"])
+    row = row.where(~single | (df["seen"] == 0), row + " (held-in)")
     against = ("vs " + df["against"]).where(df["against"] != "", "alone")
     parts = [df["metric"], df["detector"], against, df["perturbation"]]
     varying = [part for part in parts if part.nunique() > 1] or parts[:1]
-    column = varying[0].str.cat(varying[1:], sep=", ") if len(varying) > 1 else varying[0]
-    long = pd.DataFrame({"group": row, "column": column, "cell": list(cells(df))})
+    column = varying[0].str.cat(varying[1:], sep=", ")
+    long = pd.DataFrame({"group": row, "column": column, "cell": cells(df)})
     wide = long.pivot(index="group", columns="column", values="cell").fillna("")
     wide = wide.reindex(index=row.unique(), columns=column.unique())
     return wide.rename_axis(columns=None).reset_index()
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """A table as GitHub's Markdown, cells as they print."""
+    """A table as GitHub's Markdown, cells as they print; a line break in one becomes a blank."""
     rows = [list(table.columns), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + "\n"
+    return "".join(f"| {' | '.join(map(_markdown_cell, row))} |\n" for row in rows)
+
+
+def _markdown_cell(value: object) -> str:
+    return " ".join(str(value).splitlines()).replace("|", r"\|")

@@ -13,15 +13,15 @@ from tqdm.auto import tqdm
 
 from .. import detectors
 from ..data.preprocess import prepare_all
-from ..data.splits import use_fold
+from ..data.splits import N_FOLDS, use_fold
 from ..detectors.linear_probe import LinearProbe
 from ..errors import AfpError
 from ..files import written_whole
+from ..results.runs import fold_folder
 from ..results.scores import score_frame
 from .attack_sets import LOSSLESS, triggered
 from .attacks import Settings, attack_detector
 from .gradients import DifferentiableDetector
-from .robustness import N_FOLDS
 
 
 def score_attack_sets(folder: str | Path, frame: pd.DataFrame, lossless: bool) -> pd.DataFrame:
@@ -37,11 +37,11 @@ def score_attack_sets(folder: str | Path, frame: pd.DataFrame, lossless: bool) -
     """
     tables = []
     for k in range(N_FOLDS):
-        detector = detectors.load(folder if k == 0 else Path(folder) / f"fold-{k}")
+        detector = detectors.load(fold_folder(folder, k))
         stored = f"{detector.normalisation.codec.upper()} {detector.normalisation.quality}"
         if lossless:
             detector.normalisation, stored = LOSSLESS, "PNG"
-        part = use_fold(frame, k, N_FOLDS)
+        part = use_fold(frame, k)
         part = part[part["split"] == "test"]
         table = score_frame(detector, part, run=Path(folder).name, fold=k, progress=False)
         tables.append(table.assign(perturbation=stored))

@@ -21,7 +21,7 @@ from ..errors import AfpError, require
 from ..models.differentiable import DifferentiableTower, to_pixels
 
 KINDS = ("pgd", "fgsm", "poison", "patch", "blended")
-BATCH = 8
+BATCH = 8  # images at once
 
 
 @dataclass(frozen=True)

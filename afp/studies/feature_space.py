@@ -97,7 +97,8 @@ def measure(
         Index: `MEASURES` (without those that need several sources a label, where a label is one source's alone);
         columns value, null, null_high (97.5 %), p.
     Raises:
-        ValueError: k outside of 1 .. n - 1, one label only, a label for each image, or fewer than 2 sources.
+        ValueError: k outside of 1 .. n - 1 or above the images that other sources have, one label only, a label for
+            each image, or fewer than 2 sources.
     """
     y, s = pd.factorize(np.asarray(labels), sort=True)[0], pd.factorize(np.asarray(sources), sort=True)[0]
     n = len(y)
@@ -109,6 +110,9 @@ def measure(
         raise AfpError(f"{n} labels of {n} images: expected several images of a label")
     varies = pd.Series(y).groupby(s).transform("nunique").gt(1)
     shared = pd.Series(s).groupby(y).nunique().gt(1).all()  # every label is borne by several sources
+    of_others = n - np.bincount(s).max()
+    if (varies.any() or shared) and k > of_others:
+        raise AfpError(f"k: {k}, expected 1 to {of_others}: an image has no more of other sources")
     distance = np.clip(1 - features @ features.T, 0, None)
     np.fill_diagonal(distance, 0)
     folds = GroupKFold(min(5, s.max() + 1))

@@ -20,6 +20,7 @@ from ..detectors.vlm import VlmDetector
 from ..errors import ModelError
 from ..models.backbones import Backbone
 from ..models.differentiable import DifferentiableTower, to_pixels
+from .attacks import BATCH
 
 # `spectrum` and `metadata` read no patches.
 DIFFERENTIABLE = tuple(name for name in NAMES if name.startswith(("linear-", "clip-", "vlm-")))
@@ -99,16 +100,15 @@ class PrototypeClassifier(nn.Module):
         backbone: Backbone,
         images: Sequence[Image.Image],
         classes: Sequence[str],
-        batch: int = 8,
         progress: bool = False,
     ):
         super().__init__()
         self.tower, self.classes = DifferentiableTower(backbone), sorted(set(classes))
         device = next(self.tower.buffers()).device
-        starts = tqdm(range(0, len(images), batch), "prototypes", leave=False, disable=not progress)
+        starts = tqdm(range(0, len(images), BATCH), "prototypes", leave=False, disable=not progress)
         with torch.inference_mode():
             found = torch.cat(
-                [normalize(self.tower(to_pixels(images[i : i + batch], device))) for i in starts]
+                [normalize(self.tower(to_pixels(images[i : i + BATCH], device))) for i in starts]
             )
         of = np.array([self.classes.index(c) for c in classes])
         means = torch.stack([found[torch.from_numpy(of == c)].mean(0) for c in range(len(self.classes))])

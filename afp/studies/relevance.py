@@ -20,9 +20,8 @@ from sklearn.metrics import roc_auc_score
 from ..errors import AfpError, require
 from ..models.differentiable import to_pixels
 from ..results.metrics import Estimate, mean_by_source
+from .attacks import BATCH
 from .gradients import DifferentiableDetector
-
-BATCH = 8
 
 
 def relevance(victim: DifferentiableDetector, images: Sequence[Image.Image], n_steps: int = 8) -> np.ndarray:
@@ -68,6 +67,7 @@ def deletion(
     Args:
         maps: (n, g, g), of `relevance`.
         share: of the patches, above 0 and below 1.
+        n_random: draws of as many patches at random, whose mean is taken.
     Returns:
         A row an image: logit, and how far it moves towards the other decision: ``relevant``, ``random`` (mean).
     Raises:

@@ -14,19 +14,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..data.preprocess import check_perturbation
-from ..data.splits import use_fold
+from ..data.splits import N_FOLDS, use_fold
 from ..detectors.operating_point import choose_threshold
-from ..results.metrics import Estimate, paired_difference
+from ..results.metrics import paired_difference
+from ..results.runs import fold_folder
 from ..results.scores import score_to_csv
-
-N_FOLDS = 5
-METRIC_NAMES = {
-    "auc": "AUC",
-    "ap": "AP",
-    "accuracy": "accuracy at .5",
-    "accuracy_val": "accuracy at val. threshold",
-    "tpr_at_5_fpr": "TPR at 5 % FPR",
-}
+from ..results.tables import TITLES, cells
 
 
 def check_perturbations(specs: Sequence[str] | str) -> list[str]:
@@ -59,8 +52,8 @@ def score_folds(
     folder, specs = Path(folder), check_perturbations(specs)
     tables = []
     for k in tqdm(range(N_FOLDS), desc=f"{folder.name} folds", disable=not progress):
-        detector = folder if k == 0 else folder / f"fold-{k}"
-        part = use_fold(frame, k, N_FOLDS)
+        detector = fold_folder(folder, k)
+        part = use_fold(frame, k)
         part = part[part["split"].isin(["test", "validation"])]
         for spec in specs:
             out = detector / "perturbed.csv"
@@ -71,7 +64,7 @@ def score_folds(
     return pd.concat(tables, ignore_index=True).assign(run=folder.name)
 
 
-def losses(scores: pd.DataFrame, *, n_boot: int = 1000, group: str = "mean held-out") -> pd.DataFrame:
+def losses(scores: pd.DataFrame, *, n_boot: int = 1000) -> pd.DataFrame:
     """What each perturbation costs, with 95 % intervals paired by image and photograph.
 
     Args:
@@ -92,14 +85,12 @@ def losses(scores: pd.DataFrame, *, n_boot: int = 1000, group: str = "mean held-
                 ("accuracy, clean threshold", changed, "accuracy_val"),
                 ("accuracy, new threshold", anew, "accuracy_val"),
             ):
-                found = paired_difference(clean, after, metric, group=group, kind="all", n_boot=n_boot)
+                found = paired_difference(clean, after, metric, kind="all", n_boot=n_boot)
                 rows.append({"detector": detector, "perturbation": spec, "loss": loss, **vars(found)})
     return pd.DataFrame(rows)
 
 
-def gains(
-    before: pd.DataFrame, after: pd.DataFrame, *, n_boot: int = 1000, group: str = "mean held-out"
-) -> pd.DataFrame:
+def gains(before: pd.DataFrame, after: pd.DataFrame, *, n_boot: int = 1000) -> pd.DataFrame:
     """What a remedy changes under each perturbation: after - before, paired; AUC and accuracy.
 
     Returns:
@@ -109,17 +100,12 @@ def gains(
     for spec in before["perturbation"].unique():
         a, b = (table[table["perturbation"] == spec] for table in (after, before))
         for metric in ("auc", "accuracy_val"):
-            found = paired_difference(a, b, metric, group=group, kind="all", n_boot=n_boot)
+            found = paired_difference(a, b, metric, kind="all", n_boot=n_boot)
             rows.append({"perturbation": spec, "metric": metric, **vars(found)})
     return pd.DataFrame(rows)
 
 
-def robustness_table(
-    results: pd.DataFrame,
-    metrics: Sequence[str] = ("auc", "accuracy_val"),
-    group: str = "mean held-out",
-    digits: int = 2,
-) -> pd.DataFrame:
+def robustness_table(results: pd.DataFrame, metrics: Sequence[str] = ("auc", "accuracy_val")) -> pd.DataFrame:
     """A row a detector and metric, a column a perturbation: the mean over held-out generators, with intervals.
 
     Args:
@@ -128,18 +114,19 @@ def robustness_table(
         Text columns, against photographs: detector, metric, clean, and one for each perturbation. Where held-out
         generators are of several kinds, each kind has its own rows, named in a column ``kind``.
     """
-    rows = results[(results["group"] == group) & results["metric"].isin(metrics)]
+    rows = results[(results["group"] == "mean held-out") & results["metric"].isin(metrics)]
     rows = rows[rows["against"] == ("real" if (rows["against"] == "real").any() else "")]
     several = rows["kind"].nunique() > 2  # "all" is one of them
     rows = rows[(rows["kind"] != "all") == several]
     rows = rows.sort_values(["detector", "n_fake"], ascending=[True, False], kind="stable")
-    cells = [f"{Estimate(*cell):.{digits}f}" for cell in rows[["value", "low", "high"]].to_numpy()]
     specs = sorted(rows["perturbation"].unique(), key=perturbation_order)
     whose = ["detector", "kind"] if several else ["detector"]
-    wide = rows.assign(cell=cells).pivot(index=[*whose, "metric"], columns="perturbation", values="cell")
+    wide = rows.assign(cell=cells(rows)).pivot(
+        index=[*whose, "metric"], columns="perturbation", values="cell"
+    )
     order = [(*of, m) for of in rows[whose].drop_duplicates().itertuples(index=False) for m in metrics]
     wide = wide.reindex(index=order, columns=specs).fillna("").rename(columns=perturbation_title)
-    return wide.rename_axis(columns=None).rename(index=METRIC_NAMES, level="metric").reset_index()
+    return wide.rename_axis(columns=None).rename(index=TITLES, level="metric").reset_index()
 
 
 def perturbation_title(spec: str) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from .. import detectors
 from ..data.audit import Finding, describe_files, find_leaks, shortcut_table
-from ..data.splits import use_fold
+from ..data.splits import N_FOLDS, use_fold
 from ..results import metrics
 
 BASELINES = {
@@ -26,10 +26,11 @@ def shortcut_aucs(frame: pd.DataFrame, n_boot: int = 1000, progress: bool = Fals
         Index: `BASELINES`; columns ``value, low, high``: AUC with its 95 % cluster-bootstrap interval. NaN where
         there are too few sources to train, validate and test apart.
     """
-    n_folds, rows = min(5, frame.loc[frame["label"] == 0, "source"].nunique()), {}
+    n_sources, rows = frame.loc[frame["label"] == 0, "source"].nunique(), {}
+    n_folds = min(N_FOLDS, n_sources) if n_sources >= 3 else 0
     for title, (name, config) in BASELINES.items():
         scores, folds = pd.Series(np.nan, index=frame.index), pd.Series(0, index=frame.index)
-        for k in range(n_folds if n_folds >= 3 else 0):
+        for k in range(n_folds):
             part = use_fold(frame.assign(split="train").drop(columns="fold", errors="ignore"), k, n_folds)
             train, validation, test = (part[part["split"] == s] for s in ("train", "validation", "test"))
             if train["label"].nunique() == validation["label"].nunique() == 2:
@@ -53,7 +54,6 @@ def pooled_auc(
     """AUC of all fakes against all real images, the mean over folds, with an interval by source."""
     table = pd.DataFrame({"label": labels, "score": scores, "source": sources, "fold": folds})
     table = table.assign(path=table.index.astype(str), generator=table["label"].map({0: "real", 1: "fake"}))
-    table = table.assign(kind="", perturbation="none", detector="baseline", seen=1, threshold=0.5, error="")
     found = metrics.evaluate(table.dropna(subset="score"), n_boot=n_boot, progress=progress)
     row = found[(found["group"] == "fake") & (found["metric"] == "auc")].iloc[0]
     return metrics.Estimate(row["value"], row["low"], row["high"])

@@ -12,13 +12,11 @@ import pandas as pd
 from scipy import stats
 
 from .. import detectors
-from ..data.splits import held_in_generators, use_fold
+from ..data.splits import N_FOLDS, held_in_generators, use_fold
 from ..detectors.base import Detector
 from ..errors import AfpError, DataError
 from ..results.metrics import evaluate
 from ..results.scores import score_frame
-
-N_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -76,12 +74,13 @@ def attempt(
         photos, shots: see `fewer`.
         without: generators left out of training and validation, and scored all the same.
     """
-    part = use_fold(frame, seed % N_FOLDS, N_FOLDS)
+    part = use_fold(frame, seed % N_FOLDS)
     used = part[~part["generator"].isin(without)]
     train, validation = (used[used["split"] == split] for split in ("train", "validation"))
     train = fewer(train, photos, shots, seed)
-    drawn = "preset" in detectors.detector_class(name).__dataclass_fields__ or config.get("recipe") == "paper"
-    detector = detectors.create(name, **config, **({"seed": seed} if drawn else {}))
+    if "preset" in detectors.detector_class(name).__dataclass_fields__:
+        config = config | {"seed": seed}
+    detector = detectors.create(name, **config)
     started = time.perf_counter()
     detector.fit(train, validation, progress=progress)
     seconds = time.perf_counter() - started
