@@ -159,9 +159,9 @@ def test_a_folder_with_an_equals_sign_in_its_path_is_a_folder(afp):
         save(f"lr=0.1/fake/{i}.png", 100 + i, fake=True)
         save(f"lr=0.1/sd/{i}.png", 200 + i, fake=True)
         save(f"c=1/{i}.png", 300 + i, fake=True)
-    named = ["--fake", "sd=lr=0.1/sd", "--fake", Path("lr=0.1/fake").absolute(), "--fake", "c=1"]
+    named = ["--fake", "org/sd=lr=0.1/sd", "--fake", Path("lr=0.1/fake").absolute(), "--fake", "c=1"]
     shown = afp("manifest", "--real", Path("lr=0.1/real").absolute(), *named)
-    for name in ("real", "sd", "fake", "c=1"):
+    for name in ("real", "org/sd", "fake", "c=1"):
         assert f"    {name}: 3 images" in shown.text
     assert "nowhere/a=b: not a folder" in afp("manifest", "--real", "c=1", "--fake", "nowhere/a=b").text
 

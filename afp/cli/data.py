@@ -134,14 +134,15 @@ def manifest(
 def _named(texts: list[str], default: str) -> list[tuple[str, Path]]:
     """``NAME=DIR`` or ``DIR``, whose name is the default or the folder's.
 
-    A text is ``DIR`` where it has no "=", where it is there, or where its first "=" stands within a folder's name.
+    A text is ``DIR`` where it has no "=", where it is there, or where what stands before its first "=" is a path.
     """
     from ..errors import DataError
 
     pairs, bare = [], []
     for text in texts:
         name, equals, place = text.partition("=")
-        if not equals or Path(text).exists() or Path(name).name != name:
+        is_path = Path(name).name != name and not Path(place).exists()  # no "org/model=DIR"
+        if not equals or Path(text).exists() or is_path:
             name, place = default or Path(text).resolve().name, text
             bare += [] if default else [name]
         elif not name:
