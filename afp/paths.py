@@ -13,9 +13,17 @@ NOTEBOOKS = ROOT / "notebooks"
 DEMO_VLM = ROOT / "data" / "demo-vlm"
 
 
+def _folder(variable: str, default: Path) -> Path:
+    """The folder that a variable of the environment names, or the default. Raises AfpError if it is a file."""
+    folder = Path(os.environ.get(variable) or default).expanduser().resolve()
+    if folder.exists() and not folder.is_dir():
+        raise AfpError(f"{variable} is {folder}, a file; expected a folder")
+    return folder
+
+
 def data_dir() -> Path:
     """Folder of everything built or downloaded: ``$AFP_DATA``, else ``data/`` of the checkout."""
-    return Path(os.environ.get("AFP_DATA") or ROOT / "data").expanduser().resolve()
+    return _folder("AFP_DATA", ROOT / "data")
 
 
 def cache_dir() -> Path:
@@ -23,9 +31,14 @@ def cache_dir() -> Path:
     return data_dir() / "cache"
 
 
+def nearest(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    return next(p for p in (folder, *folder.parents) if p.exists())
+
+
 def cache_disk() -> tuple[Path, int]:
     """The folder of the cache, or the nearest above it that is there, and the bytes free on its disk."""
-    folder = next(p for p in (cache_dir(), *cache_dir().parents) if p.exists())
+    folder = nearest(cache_dir())
     return folder, shutil.disk_usage(folder).free
 
 
@@ -54,7 +67,7 @@ def demo_manifest() -> Path:
 
 def runs_dir() -> Path:
     """Folder of runs: ``$AFP_RUNS``, else ``runs/`` of the checkout."""
-    return Path(os.environ.get("AFP_RUNS") or ROOT / "runs").expanduser().resolve()
+    return _folder("AFP_RUNS", ROOT / "runs")
 
 
 def figures_dir(executed: str | Path | None = None) -> Path:
@@ -64,8 +77,7 @@ def figures_dir(executed: str | Path | None = None) -> Path:
         executed: folder of the executed notebooks, default ``executed/`` of the checkout. The checkout's own
             ``figures/`` is drawn anew by ``afp run --in-place`` alone.
     """
-    default = Path(executed or ROOT / "executed") / "figures"
-    return Path(os.environ.get("AFP_FIGURES") or default).expanduser().resolve()
+    return _folder("AFP_FIGURES", Path(executed or ROOT / "executed") / "figures")
 
 
 def outputs(manifest: str = "") -> str:

@@ -166,6 +166,16 @@ def test_a_folder_with_an_equals_sign_in_its_path_is_a_folder(afp):
     assert "nowhere/a=b: not a folder" in afp("manifest", "--real", "c=1", "--fake", "nowhere/a=b").text
 
 
+@pytest.mark.parametrize("variable", ["AFP_RUNS", "AFP_DATA"])
+def test_a_variable_that_names_a_file_is_named(variable, afp, small_manifest, monkeypatch):
+    Path("file").touch()
+    monkeypatch.setenv(variable, "file")
+    status, shown = afp("fit", "-d", "spectrum", "-m", small_manifest)
+    assert (
+        status == 2 and f"error: {variable} is {Path('file').absolute()}, a file; expected a folder" in shown
+    )
+
+
 def test_two_folders_of_one_name_are_not_one_generator(afp, tmp_path):
     for name in ("real", "a/fake", "b/fake"):
         (tmp_path / name).mkdir(parents=True)

@@ -16,7 +16,7 @@ from ..data.audit import Finding
 from ..demo import benchmark, tower
 from ..files import damaged
 from ..models.backbones import best_device, best_dtype
-from ..paths import ROOT, data_dir, demo_manifest, figures_dir, runs_dir
+from ..paths import ROOT, data_dir, demo_manifest, figures_dir, nearest, runs_dir
 from ..results.runs import versions
 
 GIB = 1024**3
@@ -36,7 +36,7 @@ def check_machine() -> Iterator[Finding]:
     yield Finding("packages", not wrong, f"{', '.join(wrong)}; mend with `make setup`" if wrong else good)
     memory = psutil.virtual_memory().available
     yield Finding("memory", memory > 3 * GIB, f"{memory / GIB:.1f} GiB free (the demo needs 3 GiB)")
-    disk = shutil.disk_usage(_existing(data_dir())).free
+    disk = shutil.disk_usage(nearest(data_dir())).free
     yield Finding("disk", disk > 2 * GIB, f"{disk / GIB:.0f} GiB free in {data_dir()} (needs 2 GiB)")
     device = best_device()
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
@@ -45,7 +45,7 @@ def check_machine() -> Iterator[Finding]:
     yield _unchanged("weights", tower.tower_folder(), True)
     yield _unchanged("demo data", demo_manifest().parent, benchmark.is_current())
     for folder in (runs_dir(), figures_dir()):
-        writable = os.access(_existing(folder), os.W_OK)
+        writable = os.access(nearest(folder), os.W_OK)
         yield Finding("folder", writable, f"{folder} {'can' if writable else 'cannot'} be written")
 
 
@@ -57,7 +57,3 @@ def _unchanged(check: str, folder: Path, current: bool) -> Finding:
     shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
     detail = f"{folder}: {shown} damaged or missing; {MEND}" if wrong else f"{folder}, unchanged"
     return Finding(check, not wrong, detail)
-
-
-def _existing(folder: Path) -> Path:
-    return folder if folder.exists() else _existing(folder.parent)
