@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from models import write_tower
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from afp import cli, detectors
 from afp.data.layouts import make_manifest, read_places
@@ -160,25 +159,6 @@ def small_manifest(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def small_frame(small_manifest) -> pd.DataFrame:
     return read_manifest(small_manifest)
-
-
-def write_tower(folder: Path, seed: int = 0, size: int = 32, width: int = 24) -> str:
-    """A CLIP image tower of three narrow blocks with random weights, as the hub has them; returns its folder."""
-    torch.manual_seed(seed)
-    config = CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=size,
-        patch_size=8,
-        projection_dim=width // 2,
-    )
-    CLIPVisionModelWithProjection(config).save_pretrained(folder)
-    CLIPImageProcessorPil(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-    ).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="session")

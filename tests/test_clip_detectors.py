@@ -6,23 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from models import SMALL, VISION, clip_tokenizer, save_processor, small_clip, small_dual  # noqa: F401
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch.nn.functional import normalize
 from transformers import (
-    BertConfig,
     BertModel,
-    BertTokenizerFast,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
-    PreTrainedTokenizerFast,
-    VisionTextDualEncoderConfig,
-    VisionTextDualEncoderModel,
 )
 
 from afp import detectors
@@ -35,89 +30,12 @@ from afp.models import backbones, features, soft_prompts, training
 from afp.models.backbones import Backbone, load_backbone
 from afp.models.text_tower import TextSide
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-VISION = {**SMALL, "image_size": 32, "patch_size": 8, "projection_dim": 12}
-WORDS = [
-    "a",
-    "real",
-    "fake",
-    "photo",
-    ".",
-    ",",
-    "this",
-    "is",
-    "image",
-    "that",
-    "picture",
-    "of",
-    "something",
-    "cat",
-]
 NAMES = ("clip-zero-shot", "clip-prompt", "clip-adapter", "clip-adaptprompt", "clip-lora", "clip-finetune")
 QUICK = {
     "clip-prompt": {"n_context": 4, "epochs": 2},
     "clip-adaptprompt": {"n_context": 4, "epochs": 2, "drop_blocks": 1},
     "clip-adapter": {"epochs": 2},
 }
-
-
-def clip_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-pair words as CLIP's: lower case, a start and an end token, padded with the end token."""
-    vocab = {w + "</w>": i for i, w in enumerate(WORDS)} | {"<|startoftext|>": 98, "<|endoftext|>": 99}
-    letters = sorted(set("".join(WORDS)))
-    vocab |= {c: 20 + i for i, c in enumerate(letters)} | {f"{c}</w>": 50 + i for i, c in enumerate(letters)}
-    merges = []
-    for word in WORDS:
-        parts = [*word[:-1], word[-1] + "</w>"]
-        while len(parts) > 1:
-            merges.append((parts[-2], parts[-1]))
-            parts[-2:] = [parts[-2] + parts[-1]]
-            vocab.setdefault(parts[-1], 100 + len(vocab))
-    vocab = {w: i for i, w in enumerate(sorted(vocab, key=lambda w: (w.startswith("<|"), vocab[w])))}
-    tokenizer = Tokenizer(models.BPE(vocab, merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
-    tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
-    start, end = vocab["<|startoftext|>"], vocab["<|endoftext|>"]
-    tokenizer.post_processor = processors.RobertaProcessing(
-        ("<|endoftext|>", end), ("<|startoftext|>", start)
-    )
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<|endoftext|>", **special)
-
-
-def small_clip(folder, eos_token_id=None):
-    """A small CLIPModel saved as the hub's are; by default with the end token of OpenAI's configs, 2."""
-    tokenizer = clip_tokenizer()
-    text = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 40, "projection_dim": 12}
-    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": eos_token_id or 2}
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return save_processor(folder)
-
-
-def small_dual(folder, n_blocks=SMALL["num_hidden_layers"]):
-    """A small CLIP image tower of so many blocks joined to a small BERT, as `demo-clip` is."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = BertTokenizerFast(vocab={w: i for i, w in enumerate(special + WORDS)})
-    torch.manual_seed(0)
-    image = CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION | {"num_hidden_layers": n_blocks}))
-    text = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=40, **SMALL))
-    config = VisionTextDualEncoderConfig.from_vision_text_configs(
-        image.config, text.config, projection_dim=12
-    )
-    model = VisionTextDualEncoderModel(config, vision_model=image.vision_model, text_model=text)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return save_processor(folder)
-
-
-def save_processor(folder):
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    CLIPImageProcessorPil(**size).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

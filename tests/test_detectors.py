@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import picture
+from models import small_dual, small_vlm
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
@@ -60,11 +61,8 @@ WRONG = {  # a value that is wrong in itself, and the field that the error must 
 
 @pytest.fixture(scope="session")
 def configs(tmp_path_factory) -> dict[str, dict]:
-    from test_clip_detectors import small_dual
-    from test_vlm import save, small_config
-
     folder = tmp_path_factory.mktemp("backbones")
-    small = {"small-clip": small_dual(folder / "clip"), "small-vlm": save(folder / "vlm", small_config())}
+    small = {"small-clip": small_dual(folder / "clip"), "small-vlm": small_vlm(folder / "vlm")}
     return {
         name: {k: small.get(v, v) if k == "backbone" else v for k, v in QUICK.get(name, {}).items()}
         for name in NAMES

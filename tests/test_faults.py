@@ -23,11 +23,10 @@ import pandas as pd
 import pytest
 import torch
 from conftest import picture, write_tower
+from models import small_vlm
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
-from test_vlm import save as save_vlm
-from test_vlm import small_config
 
 from afp import cli, detectors
 from afp.data.manifest import read_manifest, write_manifest
@@ -191,7 +190,7 @@ def test_a_checkpoint_over_the_released_one(afp, run, small_manifest, tmp_path):
     """`import-checkpoint --export` onto the released file; `--out` onto a run; `fit --out` onto the imported run
     refused, all are as they were"""
     backbone, released, imported = (
-        save_vlm(tmp_path / "vlm", small_config()),
+        small_vlm(tmp_path / "vlm"),
         tmp_path / "released.pth",
         tmp_path / "r",
     )
@@ -379,7 +378,7 @@ def test_a_checkpoint_that_claims_to_be_large(tmp_path):
         "import-checkpoint",
         tmp_path / "c.pth",
         "--backbone",
-        save_vlm(tmp_path / "vlm", small_config()),
+        small_vlm(tmp_path / "vlm"),
     ]
     command = [sys.executable, "-c", door, *map(str, command), "--out", str(tmp_path / "r")]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -751,7 +750,7 @@ def test_values_that_make_no_sense(command, named, afp, small_manifest, tmp_path
 def test_a_rank_that_no_layer_has(afp, small_manifest, tmp_path):
     """LoRA of a rank of 99,999,999, which would take all memory
     one line that says the largest"""
-    command = ("fit", "-d", "vlm-lora", "--backbone", save_vlm(tmp_path / "vlm", small_config()))
+    command = ("fit", "-d", "vlm-lora", "--backbone", small_vlm(tmp_path / "vlm"))
     status, shown = afp(*command, "-m", small_manifest, "--set", "rank=99999999", "--out", tmp_path / "r")
     assert status == 2 and "rank is 99999999, expected at most 16" in line(shown)
 
@@ -942,7 +941,7 @@ def test_a_disk_that_is_full(afp, run, tower, small_manifest, disk, tmp_path, mo
 def test_without_assertions(detector, afp, small_manifest, tmp_path):
     """Detectors of vision-language models fitted by `python -O`, which runs no assertion
     the run is the same to the byte"""
-    backbone = save_vlm(tmp_path / "vlm", small_config())
+    backbone = small_vlm(tmp_path / "vlm")
     command = ["fit", "-d", detector, "--backbone", backbone, "-m", small_manifest, "--set", "epochs=1"]
     optimised = [sys.executable, "-O", "-m", "afp", *map(str, command), "--out", str(tmp_path / "a")]
     done = subprocess.run(optimised, capture_output=True, text=True)

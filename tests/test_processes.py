@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_clip_detectors import small_dual
-from test_vlm import save, small_config
+from models import small_dual, small_vlm
 
 from afp import detectors
 from afp.errors import ModelError
@@ -75,7 +74,7 @@ DEATHS = {"killed": [3, 3]}
 def folders(tmp_path_factory, small_manifest) -> dict[str, Path]:
     """How it was done -> a folder with a run of each fit, and scores of two of them."""
     root = tmp_path_factory.mktemp("processes")
-    backbones = {"clip": small_dual(root / "clip"), "vlm": save(root / "vlm", small_config())}
+    backbones = {"clip": small_dual(root / "clip"), "vlm": small_vlm(root / "vlm")}
     (root / "run.py").write_text(RUN)
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     for how, options in {"one": [], "two": launcher, "killed": []}.items():
