@@ -1,4 +1,4 @@
-"""The workbook's notebooks: they run from a built demo and keep the house rules."""
+"""The workbook's notebooks: they run from a built demo, and what is stored of them is of a whole run."""
 
 from __future__ import annotations
 
@@ -120,30 +120,16 @@ def test_a_solution_runs(path, run_here, few_manifest):
     run_here(path, images(path, few_manifest) | FEWER_IN_SOLUTIONS.get(path.stem, {}))
 
 
-@pytest.mark.parametrize("path", CHAPTERS, **IDS)
-def test_a_chapter_says_what_it_asks_takes_and_leaves(path):
-    first, second, third, *_, last = cells(path)
-    assert first.cell_type == "markdown" and first.source.startswith(f"# {path.name[:2]} ")
-    for part in ("question", "**Reads**", "**Writes**", "**Takes**", "GPU"):
-        assert part in first.source, part
-    assert second.metadata.get("tags") == ["parameters"] and "import" in third.source
-    helps = workbook.parameters(path)
-    assert helps and all(p.help for p in helps.values())
-    text = "\n".join(c.source for c in cells(path, "markdown"))
-    assert "## What we learned" in text and "## Exercises" in text
-    assert last.cell_type == "code" and "assert" in last.source
-    assert FOLDER / "solutions" / path.name in SOLUTIONS
-
-
 @pytest.mark.parametrize("path", CHAPTERS + SOLUTIONS, **IDS)
-def test_outputs_are_the_runners(path):
+def test_its_stored_outputs_are_of_one_run_without_an_error(path):
     notebook = nbformat.read(path, as_version=4)
     assert path.stat().st_size <= 300 * 1024
-    assert not {"widgets", "papermill"} & set(notebook.metadata)
     counts = [c.execution_count for c in notebook.cells if c.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1)) or counts == [None] * len(counts)
     for cell in notebook.cells:
-        assert not {"papermill", "execution"} & set(cell.metadata)
-        assert "injected-parameters" not in cell.metadata.get("tags", [])
         for output in cell.get("outputs", []):
             assert output.get("name") != "stderr" and output.output_type != "error"
+
+
+def test_each_chapter_has_a_solution():
+    assert [path.name for path in CHAPTERS] == [path.name for path in SOLUTIONS]
