@@ -130,13 +130,6 @@ def test_a_saved_detector_gives_the_same_scores(name, fit, sets, tmp_path):
     assert np.array_equal(detectors.load(tmp_path / "again").score(sets["test"]), back.score(sets["test"]))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_same_fit_gives_the_same_scores(name, fit, configs, sets):
-    again = detectors.create(name, **configs[name]).fit(sets["train"], sets["validation"], progress=False)
-    assert again.threshold_ == fit(name).threshold_
-    assert np.array_equal(again.score(sets["test"]), fit(name).score(sets["test"]))
-
-
 @pytest.mark.parametrize("name", [n for n in NAMES if detectors.detector_class(n).trains_on])
 def test_a_training_starts_from_a_runs_weights(name, fit, configs, sets, tmp_path):
     run = fit(name).save(tmp_path / "run")
@@ -214,11 +207,6 @@ def test_swapped_labels_swap_the_scores(name, fit, sets):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_n_trainable_says_whether_anything_is_trained(name, fit):
-    assert (fit(name).n_trainable == 0) == (name in UNTRAINED)
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_perturbed_images_have_other_scores(name, fit, sets):
     test = sets["test"].iloc[:4]
     plain, blurred = fit(name).score(test), fit(name).score(test, "blur:2")
@@ -249,7 +237,7 @@ def test_unreadable_images_are_named_where_pixels_are_read_anew(configs, sets, t
     assert sorted(error.value.errors) == bad
 
 
-@pytest.mark.parametrize("name", ["linear-probe", "spectrum", "vlm-prompt"])
+@pytest.mark.parametrize("name", ["linear-probe", "spectrum", "vlm-prompt", "clip-finetune"])
 def test_unreadable_images_of_both_sets_are_named_before_a_fit(name, configs, sets, tmp_path):
     bad, parts = [str(tmp_path / n) for n in ("a.png", "b.jpg")], []
     for file, split in zip(bad, ("train", "validation"), strict=True):
@@ -295,7 +283,7 @@ def test_an_unknown_config_field_is_named(name):
 
 @pytest.mark.parametrize(("name", "config"), [(n, c) for n in NAMES for c in WRONG.get(n, [])])
 def test_a_wrong_value_is_named(name, config):
-    with pytest.raises(ValueError, match=rf"(?i){next(iter(config))}"):
+    with pytest.raises(ValueError, match=rf"(?i)\b{next(iter(config))}( is| are|\.| \d)"):
         detectors.create(name, **config)
 
 
@@ -337,11 +325,6 @@ def test_a_folder_that_is_no_run_is_refused_by_name(tmp_path, fit):
     fit("metadata").save(tmp_path / "run")
     with pytest.raises(ModelError, match="holds a metadata, expected spectrum"):
         detectors.detector_class("spectrum").load(tmp_path / "run")
-
-
-def test_an_unknown_detector_is_refused_with_the_known_ones():
-    with pytest.raises(ModelError, match=r"detector: 'oracle', expected one of .*metadata, spectrum"):
-        detectors.create("oracle")
 
 
 def test_metadata_finds_a_format_shortcut(tmp_path):
