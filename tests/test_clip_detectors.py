@@ -25,8 +25,8 @@ from afp.data.images import sha256
 from afp.data.preprocess import prepare_all
 from afp.detectors import clip
 from afp.detectors.clip_prompt import POSITIONS, ClipPrompt
-from afp.errors import ModelError, UnreadableImages
-from afp.models import backbones, features, soft_prompts, training
+from afp.errors import ModelError
+from afp.models import backbones, features, soft_prompts
 from afp.models.backbones import Backbone, load_backbone
 from afp.models.text_tower import TextSide
 
@@ -374,44 +374,6 @@ def test_a_recipe_is_explained(name):
     ours = detectors.create(name).explain_recipe().set_index("setting")
     assert ours.loc["normalisation", "differs"] == "published: none"
     assert ours.loc["backbone", "value"] == "demo-clip" and ours.loc["augmentation", "value"] == "none"
-
-
-def test_a_fit_on_pixels_names_every_bad_file(folders, frames, tmp_path):
-    train, validation = (f.copy() for f in frames)
-    bad = []
-    for i, (frame, row) in enumerate([(train, 3), (train, 9), (validation, 2)]):
-        bad.append(str(tmp_path / f"{i}.png"))
-        (tmp_path / f"{i}.png").write_bytes(b"no image")
-        frame.iloc[row, frame.columns.get_loc("file")] = bad[-1]
-    with pytest.raises(UnreadableImages) as error:
-        detectors.create("clip-finetune", backbone=folders["clip"], batch_size=2).fit(train, validation)
-    assert set(error.value.errors) == set(bad)
-
-
-@pytest.mark.parametrize(("preset", "every"), [("demo", 500), ("paper", 1)])
-def test_an_interrupted_fine_tuning_goes_on_where_it_was(
-    folders, frames, monkeypatch, tmp_path, preset, every
-):
-    monkeypatch.setattr(training, "SAVE_EVERY", every)
-    config = {"backbone": folders["clip"], "epochs": 3, "lr": 1e-3, "preset": preset, "batch_size": 4}
-    whole = detectors.create("clip-finetune", **config).fit(*frames, progress=False)
-    detector = detectors.create("clip-finetune", **config)
-    folder, real, calls = tmp_path / "state", clip.cross_entropy, []
-
-    def stop(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(clip, "cross_entropy", stop)
-    with pytest.raises(KeyboardInterrupt):
-        detector.fit(*frames, progress=False, checkpoint=folder)
-    assert folder.is_dir()
-    monkeypatch.setattr(clip, "cross_entropy", real)
-    detector = detectors.create("clip-finetune", **config).fit(*frames, progress=False, checkpoint=folder)
-    assert np.array_equal(detector.score(frames[1]), whole.score(frames[1]))
-    assert detector.history_.loss.tolist() == whole.history_.loss.tolist()
 
 
 @pytest.mark.parametrize(
