@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from commands import Command
+from models import write_tower
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from afp import cli, detectors
 from afp.data.layouts import make_manifest, read_places
 from afp.data.manifest import read_manifest, write_manifest
 from afp.data.splits import deal_folds, few_tiles, use_fold
 from afp.demo import benchmark
+from afp.results import runs
 
-LONG = ("test_a_chapter_runs", "test_the_soft_prompt_is_trained", "test_the_first_notebook")
+LONG = (
+    "test_a_chapter_runs",
+    "test_the_soft_prompt_is_trained",
+    "test_the_first_notebook",
+    "test_it_does_not_grow",
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -96,6 +103,13 @@ def picture(seed: int, size: int = 64) -> Image.Image:
     return Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8))
 
 
+def flip(file: Path, at: int | None = None, bit: int = 1) -> None:
+    """Flip a bit of a file, by default one in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 if at is None else at] ^= bit
+    file.write_bytes(content)
+
+
 def smoothed(image: Image.Image) -> Image.Image:
     """The picture scaled down and up again: a stand-in for what a network paints."""
     small = image.resize((image.width // 2, image.height // 2), Image.Resampling.BICUBIC)
@@ -115,6 +129,12 @@ class Shown(NamedTuple):
 
     code: int
     text: str
+
+
+@pytest.fixture
+def start(tmp_path_factory):
+    """Starts a command in a process of its own, or one that stops itself; see `Command`."""
+    return partial(Command, tmp_path_factory.mktemp("said"))
 
 
 @pytest.fixture
@@ -162,25 +182,6 @@ def small_frame(small_manifest) -> pd.DataFrame:
     return read_manifest(small_manifest)
 
 
-def write_tower(folder: Path, seed: int = 0, size: int = 32, width: int = 24) -> str:
-    """A CLIP image tower of three narrow blocks with random weights, as the hub has them; returns its folder."""
-    torch.manual_seed(seed)
-    config = CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=size,
-        patch_size=8,
-        projection_dim=width // 2,
-    )
-    CLIPVisionModelWithProjection(config).save_pretrained(folder)
-    CLIPImageProcessorPil(
-        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
-    ).save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture(scope="session")
 def tiny_tower(tmp_path_factory) -> str:
     return write_tower(tmp_path_factory.mktemp("tiny"), width=32)
@@ -192,3 +193,9 @@ def probe(small_frame, tiny_tower):
     parts = [small_frame[small_frame["split"] == s] for s in ("train", "validation")]
     config = {"backbone": tiny_tower, "block": "2", "c": [1.0]}
     return detectors.create("linear-probe", **config).fit(*parts, progress=False)
+
+
+@pytest.fixture(scope="session")
+def run(small_frame, tmp_path_factory) -> Path:
+    """A run of `spectrum`; no test writes into it."""
+    return runs.fit_run("spectrum", small_frame, tmp_path_factory.mktemp("run") / "spectrum", progress=False)

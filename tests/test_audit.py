@@ -48,8 +48,8 @@ def test_a_manifests_own_columns_neither_stop_nor_fool_the_audit(clean):
 
 
 def test_the_demo_passes_in_every_fold(demo_frame):
-    some = demo_frame[demo_frame["path"].str.contains(r"_0\.png$") | (demo_frame["split"] == "test")]
-    findings, _, aucs = audit(some, progress=False)
+    first = demo_frame[demo_frame["path"].str.endswith("_0.png")]
+    findings, _, aucs = audit(first, progress=False)
     assert not failed(findings)
     assert aucs.loc["metadata", "low"] <= 0.5 <= aucs.loc["metadata", "high"]
     for k in range(5):

@@ -129,7 +129,7 @@ def _menu(browser, menu: str, item: str) -> None:
 
 def test_the_gallery_needs_no_network_and_fits_a_phone(browser, tmp_path):
     (tmp_path / "executed").mkdir()
-    for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+    for path in (NOTEBOOKS / "00_start_here.ipynb", NOTEBOOKS / "04_evaluate_held_out.ipynb"):
         notebook = nbformat.read(path, as_version=4)
         long = nbformat.v4.new_output("stream", text="a long line " * 50)
         notebook.cells.append(nbformat.v4.new_code_cell("x = " + "1 + " * 99 + "1", outputs=[long]))

@@ -3,9 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_clip_detectors import SMALL, VISION, clip_tokenizer
-from test_vlm import frame, own_cache, save, small_config  # noqa: F401
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from models import clip_tokenizer, small_clip, small_vlm
+from test_vlm import frame, own_cache  # noqa: F401
 from typer.testing import CliRunner
 
 from afp import detectors
@@ -19,19 +18,12 @@ from afp.models.checkpoints import KEYS, read_checkpoint, read_state
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("llama"), small_config())
+    return small_vlm(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    where, words = str(tmp_path_factory.mktemp("clip")), clip_tokenizer()
-    text = {**SMALL, "vocab_size": len(words), "projection_dim": 12, "eos_token_id": words.eos_token_id}
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)).save_pretrained(where)
-    words.save_pretrained(where)
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    CLIPImageProcessorPil(**size).save_pretrained(where)
-    return where
+    return small_clip(tmp_path_factory.mktemp("clip"), clip_tokenizer().eos_token_id)
 
 
 def as_lavis_writes_it(file, **changes):

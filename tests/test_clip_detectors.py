@@ -6,23 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from models import SMALL, VISION, clip_tokenizer, save_processor, small_clip, small_dual  # noqa: F401
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch.nn.functional import normalize
 from transformers import (
-    BertConfig,
     BertModel,
-    BertTokenizerFast,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
-    PreTrainedTokenizerFast,
-    VisionTextDualEncoderConfig,
-    VisionTextDualEncoderModel,
 )
 
 from afp import detectors
@@ -30,94 +25,17 @@ from afp.data.images import sha256
 from afp.data.preprocess import prepare_all
 from afp.detectors import clip
 from afp.detectors.clip_prompt import ClipPrompt
-from afp.errors import ModelError, UnreadableImages
-from afp.models import backbones, features, soft_prompts, training
+from afp.errors import ModelError
+from afp.models import backbones, features, soft_prompts
 from afp.models.backbones import Backbone, load_backbone
 from afp.models.text_tower import TextSide
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-VISION = {**SMALL, "image_size": 32, "patch_size": 8, "projection_dim": 12}
-WORDS = [
-    "a",
-    "real",
-    "fake",
-    "photo",
-    ".",
-    ",",
-    "this",
-    "is",
-    "image",
-    "that",
-    "picture",
-    "of",
-    "something",
-    "cat",
-]
 NAMES = ("clip-zero-shot", "clip-prompt", "clip-adapter", "clip-adaptprompt", "clip-lora", "clip-finetune")
 QUICK = {
     "clip-prompt": {"n_context": 4, "epochs": 2},
     "clip-adaptprompt": {"n_context": 4, "epochs": 2, "drop_blocks": 1},
     "clip-adapter": {"epochs": 2},
 }
-
-
-def clip_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-pair words as CLIP's: lower case, a start and an end token, padded with the end token."""
-    vocab = {w + "</w>": i for i, w in enumerate(WORDS)} | {"<|startoftext|>": 98, "<|endoftext|>": 99}
-    letters = sorted(set("".join(WORDS)))
-    vocab |= {c: 20 + i for i, c in enumerate(letters)} | {f"{c}</w>": 50 + i for i, c in enumerate(letters)}
-    merges = []
-    for word in WORDS:
-        parts = [*word[:-1], word[-1] + "</w>"]
-        while len(parts) > 1:
-            merges.append((parts[-2], parts[-1]))
-            parts[-2:] = [parts[-2] + parts[-1]]
-            vocab.setdefault(parts[-1], 100 + len(vocab))
-    vocab = {w: i for i, w in enumerate(sorted(vocab, key=lambda w: (w.startswith("<|"), vocab[w])))}
-    tokenizer = Tokenizer(models.BPE(vocab, merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
-    tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
-    start, end = vocab["<|startoftext|>"], vocab["<|endoftext|>"]
-    tokenizer.post_processor = processors.RobertaProcessing(
-        ("<|endoftext|>", end), ("<|startoftext|>", start)
-    )
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<|endoftext|>", **special)
-
-
-def small_clip(folder, eos_token_id=None):
-    """A small CLIPModel saved as the hub's are; by default with the end token of OpenAI's configs, 2."""
-    tokenizer = clip_tokenizer()
-    text = {**SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 40, "projection_dim": 12}
-    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": eos_token_id or 2}
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=12)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return save_processor(folder)
-
-
-def small_dual(folder, n_blocks=SMALL["num_hidden_layers"]):
-    """A small CLIP image tower of so many blocks joined to a small BERT, as `demo-clip` is."""
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = BertTokenizerFast(vocab={w: i for i, w in enumerate(special + WORDS)})
-    torch.manual_seed(0)
-    image = CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION | {"num_hidden_layers": n_blocks}))
-    text = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=40, **SMALL))
-    config = VisionTextDualEncoderConfig.from_vision_text_configs(
-        image.config, text.config, projection_dim=12
-    )
-    model = VisionTextDualEncoderModel(config, vision_model=image.vision_model, text_model=text)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return save_processor(folder)
-
-
-def save_processor(folder):
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    CLIPImageProcessorPil(**size).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -455,44 +373,6 @@ def test_a_recipe_is_explained(name):
     ours = detectors.create(name).explain_recipe().set_index("setting")
     assert ours.loc["normalisation", "differs"] == "published: none"
     assert ours.loc["backbone", "value"] == "demo-clip" and ours.loc["augmentation", "value"] == "none"
-
-
-def test_a_fit_on_pixels_names_every_bad_file(folders, frames, tmp_path):
-    train, validation = (f.copy() for f in frames)
-    bad = []
-    for i, (frame, row) in enumerate([(train, 3), (train, 9), (validation, 2)]):
-        bad.append(str(tmp_path / f"{i}.png"))
-        (tmp_path / f"{i}.png").write_bytes(b"no image")
-        frame.iloc[row, frame.columns.get_loc("file")] = bad[-1]
-    with pytest.raises(UnreadableImages) as error:
-        detectors.create("clip-finetune", backbone=folders["clip"], batch_size=2).fit(train, validation)
-    assert set(error.value.errors) == set(bad)
-
-
-@pytest.mark.parametrize(("preset", "every"), [("demo", 500), ("paper", 1)])
-def test_an_interrupted_fine_tuning_goes_on_where_it_was(
-    folders, frames, monkeypatch, tmp_path, preset, every
-):
-    monkeypatch.setattr(training, "SAVE_EVERY", every)
-    config = {"backbone": folders["clip"], "epochs": 3, "lr": 1e-3, "preset": preset, "batch_size": 4}
-    whole = detectors.create("clip-finetune", **config).fit(*frames, progress=False)
-    detector = detectors.create("clip-finetune", **config)
-    folder, real, calls = tmp_path / "state", clip.cross_entropy, []
-
-    def stop(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(clip, "cross_entropy", stop)
-    with pytest.raises(KeyboardInterrupt):
-        detector.fit(*frames, progress=False, checkpoint=folder)
-    assert folder.is_dir()
-    monkeypatch.setattr(clip, "cross_entropy", real)
-    detector = detectors.create("clip-finetune", **config).fit(*frames, progress=False, checkpoint=folder)
-    assert np.array_equal(detector.score(frames[1]), whole.score(frames[1]))
-    assert detector.history_.loss.tolist() == whole.history_.loss.tolist()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import re
 
 import nbformat
 import numpy as np
-import pytest
 from conftest import picture
 from sklearn.metrics import roc_auc_score
 
@@ -56,10 +55,3 @@ def test_the_notebook_runs_with_a_parameter(tmp_path, monkeypatch):
     exec(compile(example("notebook"), "notebook.py", "exec", dont_inherit=True), {})
     executed = nbformat.read(tmp_path / "out" / "50_how_many.ipynb", as_version=4)
     assert executed.cells[-1].outputs[0]["text"].strip() == "8"
-
-
-@pytest.mark.parametrize(
-    "room", sorted(p.name for p in (ROOT / "afp").iterdir() if (p / "__init__.py").is_file())
-)
-def test_every_room_is_in_the_picture(room):
-    assert f"`afp/{room}/`" in TEXT

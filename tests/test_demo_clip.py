@@ -91,10 +91,6 @@ def test_a_run_says_its_precision_and_keeps_it(afp, small_manifest, tmp_path):
     assert scores["auto"].equals(scores["float32"]) or backbones.best_device().type != "cpu"
     assert not scores["int8"].equals(scores["float32"])
     assert np.corrcoef(scores["int8"], scores["float32"])[0, 1] > 0.9
-    status, shown = afp("fit", "-m", small_manifest, "--precision", "fp8", "--out", tmp_path / "no")
-    assert status == 2 and "dtype is 'fp8', expected one of ('auto', 'float32'" in shown
-    status, shown = afp("fit", "-d", "clip-lora", "-m", small_manifest, "--precision", "int8")
-    assert status == 2 and "dtype is 'int8', expected one of ('auto', 'float32')" in shown
 
 
 def test_a_damaged_int8_tower_is_named_and_mended(demo_manifest, tmp_path, monkeypatch, capsys):
@@ -115,7 +111,7 @@ def test_a_damaged_int8_tower_is_named_and_mended(demo_manifest, tmp_path, monke
 
 
 def test_embeddings_agree_with_the_onnx_file_on_real_photographs(onnx_bytes, demo_frame):
-    photos = demo_frame[demo_frame["generator"] == "real"].drop_duplicates("source")[::3]
+    photos = demo_frame[demo_frame["generator"] == "real"].drop_duplicates("source")[::6]
     backbone = load_backbone("demo-clip", dtype="float32")
     pixels = backbone.preprocess([open_image(file) for file in photos["file"]])
     ours = backbone.extract(pixels, ("embedding",))["embedding"].numpy()
@@ -142,9 +138,3 @@ def test_all_parameters_come_from_the_file(onnx_bytes):
     tower = {k.split("vision_model.")[-1]: v for k, v in state.items() if "vision_model" in k}
     assert len(tower) == 199 and all(torch.equal(image_side[k], v) for k, v in tower.items())
     assert torch.equal(stored["visual_projection.weight"], state["visual_projection.weight"])
-
-
-def test_weights_are_built_once(demo_manifest):
-    files = {f: f.stat().st_mtime_ns for f in tower_folder().iterdir()}
-    assert build_tower(progress=False) == tower_folder()
-    assert {f: f.stat().st_mtime_ns for f in tower_folder().iterdir()} == files

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import picture
+from models import small_dual, small_vlm
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
@@ -64,11 +65,8 @@ WRONG = {  # a value that is wrong in itself, and the field that the error must 
 
 @pytest.fixture(scope="session")
 def configs(tmp_path_factory) -> dict[str, dict]:
-    from test_clip_detectors import small_dual
-    from test_vlm import save, small_config
-
     folder = tmp_path_factory.mktemp("backbones")
-    small = {"small-clip": small_dual(folder / "clip"), "small-vlm": save(folder / "vlm", small_config())}
+    small = {"small-clip": small_dual(folder / "clip"), "small-vlm": small_vlm(folder / "vlm")}
     return {
         name: {k: small.get(v, v) if k == "backbone" else v for k, v in QUICK.get(name, {}).items()}
         for name in NAMES
@@ -134,13 +132,6 @@ def test_a_saved_detector_gives_the_same_scores(name, fit, sets, tmp_path):
     assert not [n for n in names if n.endswith((".pkl", ".pickle", ".joblib", ".bin", ".pt", ".pth"))]
     back.save(tmp_path / "again")
     assert np.array_equal(detectors.load(tmp_path / "again").score(sets["test"]), back.score(sets["test"]))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_same_fit_gives_the_same_scores(name, fit, configs, sets):
-    again = detectors.create(name, **configs[name]).fit(sets["train"], sets["validation"], progress=False)
-    assert again.threshold_ == fit(name).threshold_
-    assert np.array_equal(again.score(sets["test"]), fit(name).score(sets["test"]))
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if detectors.detector_class(n).trains_on])
@@ -220,11 +211,6 @@ def test_swapped_labels_swap_the_scores(name, fit, sets):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_n_trainable_says_whether_anything_is_trained(name, fit):
-    assert (fit(name).n_trainable == 0) == (name in UNTRAINED)
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_perturbed_images_have_other_scores(name, fit, sets):
     test = sets["test"].iloc[:4]
     plain, blurred = fit(name).score(test), fit(name).score(test, "blur:2")
@@ -255,7 +241,7 @@ def test_unreadable_images_are_named_where_pixels_are_read_anew(configs, sets, t
     assert sorted(error.value.errors) == bad
 
 
-@pytest.mark.parametrize("name", ["linear-probe", "spectrum", "vlm-prompt"])
+@pytest.mark.parametrize("name", ["linear-probe", "spectrum", "vlm-prompt", "clip-finetune"])
 def test_unreadable_images_of_both_sets_are_named_before_a_fit(name, configs, sets, tmp_path):
     bad, parts = [str(tmp_path / n) for n in ("a.png", "b.jpg")], []
     for file, split in zip(bad, ("train", "validation"), strict=True):
@@ -301,7 +287,7 @@ def test_an_unknown_config_field_is_named(name):
 
 @pytest.mark.parametrize(("name", "config"), [(n, c) for n in NAMES for c in WRONG.get(n, [])])
 def test_a_wrong_value_is_named(name, config):
-    with pytest.raises(ValueError, match=rf"(?i){next(iter(config))}"):
+    with pytest.raises(ValueError, match=rf"(?i)\b{next(iter(config))}( is| are|\.| \d)"):
         detectors.create(name, **config)
 
 
@@ -343,11 +329,6 @@ def test_a_folder_that_is_no_run_is_refused_by_name(tmp_path, fit):
     fit("metadata").save(tmp_path / "run")
     with pytest.raises(ModelError, match="holds a metadata, expected spectrum"):
         detectors.detector_class("spectrum").load(tmp_path / "run")
-
-
-def test_an_unknown_detector_is_refused_with_the_known_ones():
-    with pytest.raises(ModelError, match=r"detector: 'oracle', expected one of .*metadata, spectrum"):
-        detectors.create("oracle")
 
 
 def test_metadata_finds_a_format_shortcut(tmp_path):

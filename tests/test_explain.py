@@ -11,10 +11,9 @@ import pytest
 import torch
 from conftest import picture
 from conftest import save as save_picture
+from models import small_clip, small_config, small_dual, small_vlm
 from PIL import Image
 from scipy.special import logit
-from test_clip_detectors import small_clip, small_dual
-from test_vlm import save, small_config
 
 from afp import detectors
 from afp.data.preprocess import prepare_all
@@ -61,7 +60,7 @@ SMALL = {
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("towers")
     made = {"clip": small_clip(root / "clip"), "dual": small_dual(root / "dual")}
-    return made | {llm: save(root / llm, small_config(llm)) for llm in ("llama", "t5")}
+    return made | {llm: small_vlm(root / llm, small_config(llm)) for llm in ("llama", "t5")}
 
 
 @pytest.mark.parametrize("case", SMALL)

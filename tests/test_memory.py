@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from models import small_config, small_vlm
 from PIL import Image
-from test_vlm import save, small_config
 from transformers import BlipImageProcessorPil, InstructBlipForConditionalGeneration
 
 from afp import detectors
@@ -56,7 +56,7 @@ def test_it_does_not_grow_with_the_images(tmp_path):
     # 65 tokens of 64 numbers: those of all images would take .3 GB in float32, their pixels 3 GB.
     config.vision_config.image_size, config.vision_config.hidden_size = 112, 64
     config.qformer_config.encoder_hidden_size = 64
-    backbone = save(root / "vlm", config)
+    backbone = small_vlm(root / "vlm", config)
     BlipImageProcessorPil(size={"height": 112, "width": 112}).save_pretrained(backbone)
     frame = pictures(root / "images", MANY)
     for n in (FEW, MANY):
@@ -99,7 +99,7 @@ def test_a_frozen_model_is_loaded_once_whoever_asks(afp, small_manifest, tmp_pat
         "from_pretrained",
         lambda **options: loaded.append(options) or load(**options),
     )
-    backbone = save(tmp_path / "vlm", small_config())
+    backbone = small_vlm(tmp_path / "vlm")
     fit = ["fit", "-d", "vlm-prompt", "-m", small_manifest, "--fold", "all", "--set", "epochs=1"]
     assert afp(*fit, "--set", f"backbone={backbone}", "--out", "run").code == 0
     assert len(loaded) == 1

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_clip_detectors import small_dual
-from test_vlm import save, small_config
+from models import small_dual, small_vlm
 
 from afp import detectors
 from afp.errors import ModelError
@@ -38,11 +37,20 @@ FITS = {
     "spectrum": {},
 }
 UNTRAINED = ("linear-probe", "spectrum")  # not by steps
-# Runs each command; the first time as often as told, each time killed (SIGKILL) before a step of its training.
+# Runs the commands of each way, in a data folder of its own; a training first as often as told, each time killed
+# (SIGKILL) before a step. Notes what each process puts into place.
 RUN = """
 import json, os, signal, sys
+from pathlib import Path
 from afp.cli import main
 from afp.models import training
+
+def noting(act):
+    def note(source, target, **given):
+        with open(root / f"put-by-{os.environ.get('RANK', 0)}", "a") as file:
+            print(target, file=file)
+        act(source, target, **given)
+    return note
 
 def run(arguments, dies_before):
     def step(self):
@@ -59,45 +67,51 @@ def run(arguments, dies_before):
     finally:
         training.LambdaLR.step = original
 
-training.SAVE_EVERY = 2
-for arguments, deaths in json.loads(sys.argv[1]):
-    for dies_before in deaths:
-        if not (child := os.fork()):
-            run(arguments, dies_before)
-            os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, arguments
-    run(arguments, -1)
+root, training.SAVE_EVERY = Path(sys.argv[1]), 2
+os.replace, os.rename = noting(os.replace), noting(os.rename)
+for how, commands in json.loads(sys.argv[2]).items():
+    os.environ["AFP_DATA"] = str(root / f"data-{how}")
+    os.dup2(os.open(root / f"said-{how}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+    for arguments, deaths in commands:
+        for dies_before in deaths:
+            if not (child := os.fork()):
+                run(arguments, dies_before)
+                os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, arguments
+        run(arguments, -1)
 """
-DEATHS = {"killed": [3, 3]}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, small_manifest) -> dict[str, Path]:
     """How it was done -> a folder with a run of each fit, and scores of two of them."""
     root = tmp_path_factory.mktemp("processes")
-    backbones = {"clip": small_dual(root / "clip"), "vlm": save(root / "vlm", small_config())}
+    backbones = {"clip": small_dual(root / "clip"), "vlm": small_vlm(root / "vlm")}
     (root / "run.py").write_text(RUN)
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    for how, options in {"one": [], "two": launcher, "killed": []}.items():
-        commands = []
+
+    def commands(how: str) -> list[tuple[list[str], list[int]]]:
+        found = []
         for name, config in FITS.items():
             settings = [f"--set={k}={backbones.get(v, v)}" for k, v in config.items()]
             fit = ["fit", "-d", name.split()[0], "-m", str(small_manifest), "--out", str(root / how / name)]
-            deaths = [] if name in UNTRAINED else DEATHS.get(how, [])
-            commands.append(([*fit, *settings], deaths))
+            found.append(([*fit, *settings], [3, 3] if how == "killed" and name not in UNTRAINED else []))
         for name in ("vlm-prompt", "clip-lora"):
-            out = root / how / f"{name}.csv"
-            score = ["score", str(small_manifest), "--run", str(root / "one" / name), "--out", str(out)]
-            commands.append((score, []))
-        environment = {
-            "AFP_DATA": str(root / f"data-{how}"),
-            "OMP_NUM_THREADS": "1",
-            "ACCELERATE_USE_CPU": "true",
-        }
-        command = [sys.executable, *options, str(root / "run.py"), json.dumps(commands)]
-        ran = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+            out = str(root / how / f"{name}.csv")
+            found.append(
+                (["score", str(small_manifest), "--run", str(root / "one" / name), "--out", out], [])
+            )
+        return found
+
+    two = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    for options, ways in (([], ("one", "killed")), (two, ("two",))):
+        given = [str(root), json.dumps({how: commands(how) for how in ways})]
+        ran = subprocess.run(
+            [sys.executable, *options, str(root / "run.py"), *given],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+            capture_output=True,
+            text=True,
+        )
         assert ran.returncode == 0, ran.stderr[-3000:]
-        (root / how / "stdout").write_text(ran.stdout)
     return {how: root / how for how in ("one", "two", "killed")}
 
 
@@ -138,8 +152,11 @@ def test_the_first_process_alone_writes_and_speaks(folders):
     one, two = folders["one"], folders["two"]
     names = [sorted(str(f.relative_to(root)) for f in root.rglob("*")) for root in (one, two)]
     assert names[0] == names[1]
-    said = [[line for line in (root / "stdout").read_text().splitlines()] for root in (one, two)]
-    assert len(said[0]) == len(said[1])
+    said = [(root.parent / f"said-{root.name}").read_text().splitlines() for root in (one, two)]
+    assert said[0] and len(said[0]) == len(said[1])
+    assert [file.name for file in two.parent.glob("put-by-*") if f"{two}/" in file.read_text()] == [
+        "put-by-0"
+    ]
 
 
 def test_a_command_that_cannot_be_shared_is_refused(afp, monkeypatch):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -13,9 +11,9 @@ from benchmarks import bench_outside
 
 from afp import detectors
 from afp.data.manifest import read_manifest
-from afp.demo import benchmark
+from afp.data.splits import use_fold
 from afp.paths import ROOT
-from afp.results import metrics, runs
+from afp.results import metrics
 from afp.results.scores import read_scores
 from afp.results.tables import comparison_table, to_markdown
 from afp.studies.robustness import robustness_table
@@ -47,10 +45,13 @@ def test_the_sentence_about_other_families_has_the_numbers_of_the_scores(results
     assert re.findall(r"\d\.\d\d", sentence) == [f"{value:.2f}" for value in expected]
 
 
-def test_every_number_of_the_robustness_table_is_recomputed_from_the_scores():
+def test_every_value_of_the_robustness_table_is_recomputed_from_the_scores():
+    """Its intervals, which take ten seconds, are of the same code as those of the results table."""
     shown = re.search(r"<!-- robustness -->\n(.*?)\n<!-- /robustness -->", BEYOND, re.S)[1]
     scores = read_scores(ROOT / "data" / "robustness.csv.gz")
-    assert shown.strip() == to_markdown(robustness_table(metrics.evaluate(scores))).strip()
+    fresh = to_markdown(robustness_table(metrics.evaluate(scores, n_boot=2)))
+    values = [re.sub(r"\[.*?\]", "", table).split() for table in (shown, fresh)]
+    assert len(values[0]) > 50 and values[0] == values[1]
 
 
 def test_every_number_of_the_outside_table_is_recomputed_from_the_scores():
@@ -68,51 +69,33 @@ def test_the_committed_scores_are_of_the_demo_and_held_out_by_photograph(demo_ma
         assert scores["score"].notna().all(), file.name
 
 
-@pytest.mark.parametrize("name", ["spectrum", "metadata"])
-def test_a_fresh_fit_gives_the_results_of_the_table(name, results, demo_manifest, tmp_path):
-    folder = runs.cross_fit(name, read_manifest(demo_manifest), tmp_path / name, progress=False)
-    fresh = metrics.evaluate(read_scores(folder / "scores.csv"), n_boot=1)
-    committed = results[results["detector"] == name]
-    key = ["group", "kind", "against", "metric"]
-    both = fresh.merge(committed, on=key, suffixes=("", "_committed"))
-    auc = both[(both["metric"] == "auc") & ~both["kind"].isin(benchmark.WILD)]
-    # Networks round differently between processors, hence not to the last digit.
-    assert len(auc) > 10
-    assert (auc["value"] - auc["value_committed"]).abs().max() < 0.03
-
-
-@pytest.mark.parametrize("name", ["linear-probe", "clip-zero-shot", "vlm-zero-shot"])
+@pytest.mark.parametrize("name", ["spectrum", "metadata", "linear-probe", "clip-zero-shot", "vlm-zero-shot"])
 def test_a_fresh_score_is_that_of_the_table(name, few_manifest, demo_frame):
     frame = read_manifest(few_manifest)
     committed = read_scores(ROOT / "data" / "results" / f"{name}.csv.gz")
-    if name == "linear-probe":
-        detector = detectors.load(ROOT / "data" / "results" / name)  # the table's first fold
+    if "zero-shot" not in name:  # those of the table's first fold
         committed = committed[committed["fold"] == 0]
         frame = demo_frame[demo_frame["sha256"].isin(committed["sha256"])].groupby("generator").head(1)
-    else:  # fitting chooses a threshold, and nothing that a score depends on
-        train, validation = (frame[frame["split"] == split] for split in ("train", "validation"))
+    if name == "linear-probe":
+        detector = detectors.load(ROOT / "data" / "results" / name)
+    else:  # of a zero-shot one, fitting chooses a threshold, and nothing that a score depends on
+        fitted = read_manifest(few_manifest) if "zero-shot" in name else use_fold(demo_frame, 0)
+        train, validation = (fitted[fitted["split"] == split] for split in ("train", "validation"))
         detector = detectors.create(name).fit(train, validation, progress=False)
     both = frame.merge(committed[["sha256", "score"]], on="sha256")
     fresh, shown = detector.score(both), both["score"].to_numpy()
     assert len(both) > 10
     # Towers round differently where the processor has bfloat16.
-    assert np.corrcoef(fresh, shown)[0, 1] > 0.95
+    assert name == "metadata" or np.corrcoef(fresh, shown)[0, 1] > 0.95  # it gives all images the same
     assert np.abs(fresh - shown).mean() < 0.03
 
 
-def test_the_python_example_prints_what_the_readme_says(demo_manifest, tmp_path, monkeypatch):
+def test_the_python_example_prints_what_the_readme_says(demo_manifest, tmp_path, monkeypatch, capsys):
     code, printed = re.search(r"```python\n(.*?)```\s+```\n(.*?)```", README, re.S).groups()
     monkeypatch.setenv("AFP_RUNS", str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    numbers = r"\d+\.\d+"
-    assert re.sub(numbers, "#", done.stdout).split() == re.sub(numbers, "#", printed).split()
-    for fresh, shown in zip(re.findall(numbers, done.stdout), re.findall(numbers, printed), strict=True):
-        assert abs(float(fresh) - float(shown)) < 0.05
-
-
-def test_the_commands_of_the_readme_exist():
-    listed = set(re.findall(r"^\| `afp (\w+)", README, re.M))
-    helped = subprocess.run([sys.executable, "-m", "afp", "--help"], capture_output=True, text=True)
-    missing = [command for command in listed if command not in helped.stdout]
-    assert listed and not missing, missing
+    monkeypatch.chdir(ROOT)
+    exec(code, {})
+    shown, numbers = capsys.readouterr().out, r"\d+\.\d+"
+    assert re.sub(numbers, "#", shown).split() == re.sub(numbers, "#", printed).split()
+    for fresh, stated in zip(re.findall(numbers, shown), re.findall(numbers, printed), strict=True):
+        assert abs(float(fresh) - float(stated)) < 0.05

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 from conftest import picture
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
-from afp import detectors
 from afp.cli import app
 from afp.data.manifest import from_files
 from afp.data.preprocess import Normalisation
@@ -24,24 +22,12 @@ NASTY = "<img src=x onerror=alert(1)>'\"&.png"
 
 
 @pytest.fixture(scope="module")
-def run(small_frame, tmp_path_factory):
-    return runs.fit_run("spectrum", small_frame, tmp_path_factory.mktemp("run") / "r", progress=False)
-
-
-@pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     picture(100, 300).save(folder / "sound.png")
     picture(101, 300).save(folder / NASTY)
     (folder / "broken.jpg").write_bytes(b"not an image")
     return folder
-
-
-def test_a_run_keeps_the_validation_scores_that_its_threshold_came_from(run, small_frame):
-    kept = read_scores(run / "validation.csv")
-    validation = small_frame[small_frame["split"] == "validation"]
-    assert kept["sha256"].tolist() == validation["sha256"].tolist()
-    np.testing.assert_allclose(kept["score"], detectors.load(run).score(validation))
 
 
 def test_the_standing_of_a_score_is_a_count_of_validation_images(run):

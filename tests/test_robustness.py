@@ -44,7 +44,16 @@ def test_a_shift_costs_accuracy_and_not_ranking_and_a_new_threshold_mends_it():
     assert found["jpeg:50", "accuracy, new threshold"] < 0.05
     assert found["blur:2", "AUC"] > 0.1
     assert found["blur:2", "accuracy, new threshold"] > 0.1
-    assert not robustness.gains(scores, scores, n_boot=20)["value"].any()
+
+
+def test_what_a_remedy_gains_is_the_difference_of_its_metrics():
+    before, after = (made_up({"none": 0, "jpeg:50": 0}, {"none": 0, "jpeg:50": n}) for n in (0.4, 0.1))
+    found = robustness.gains(before, after, n_boot=20).set_index(["perturbation", "metric"])["value"]
+    aucs = []
+    for scores in (before, after):
+        rows = scores[scores["perturbation"] == "jpeg:50"]
+        aucs.append(metrics.compute(rows["label"], rows["score"])["auc"])
+    assert found["jpeg:50", "auc"] == pytest.approx(aucs[1] - aucs[0]) and aucs[1] - aucs[0] > 0.05
 
 
 def test_the_table_holds_the_metrics_of_the_scores():

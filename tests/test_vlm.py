@@ -9,15 +9,14 @@ import pandas as pd
 import pytest
 import torch
 from demo_vlm import llm_tokenizer, qformer_tokenizer
+from models import VLM_SMALL, small_config, small_vlm
 from peft import PeftModel
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from transformers import (
     BlipImageProcessorPil,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     LlamaConfig,
-    T5Config,
 )
 
 from afp.data.manifest import from_files
@@ -29,54 +28,13 @@ from afp.models import soft_prompts
 from afp.models.instructblip import load_vlm
 
 DETECTORS = {cls.name: cls for cls in (VlmZeroShot, VlmPrompt, VlmLora)}
-SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-
-def small_config(llm: str = "llama") -> InstructBlipConfig:
-    """Without dropout, so that a step in training can be computed again."""
-    words, q_words = llm_tokenizer(), qformer_tokenizer()
-    if llm == "llama":
-        text = LlamaConfig(vocab_size=len(words), bos_token_id=2, eos_token_id=3, pad_token_id=0, **SMALL)
-    else:
-        text = T5Config(
-            vocab_size=len(words) + 8,
-            d_model=16,
-            d_kv=8,
-            d_ff=32,
-            num_layers=1,
-            num_heads=2,
-            eos_token_id=3,
-            decoder_start_token_id=0,
-        )
-    return InstructBlipConfig(
-        vision_config={"image_size": 28, "patch_size": 14, **SMALL},
-        qformer_config={"vocab_size": len(q_words), "encoder_hidden_size": 16, **NO_DROPOUT, **SMALL},
-        text_config=text.to_dict(),
-        num_query_tokens=3,
-        image_token_index=words.convert_tokens_to_ids("<image>"),
-    )
-
-
-def save(folder, config: InstructBlipConfig) -> str:
-    torch.manual_seed(0)
-    model = InstructBlipForConditionalGeneration(config)
-    for p in model.parameters():
-        if p.ndim > 1:
-            torch.nn.init.normal_(p, std=0.3)  # large enough that answers differ between images
-    model.save_pretrained(folder)
-    llm_tokenizer().save_pretrained(folder)
-    qformer_tokenizer().save_pretrained(f"{folder}/qformer_tokenizer")
-    BlipImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module", params=["llama", "t5"])
 def folder(request, tmp_path_factory):
     """A small InstructBLIP, saved as the ones on the hub are: image tower, both tokenizers, image
     processor."""
-    return save(tmp_path_factory.mktemp(request.param), small_config(request.param))
+    return small_vlm(tmp_path_factory.mktemp(request.param), small_config(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -333,24 +291,15 @@ def test_wrong_configs_are_named(config, message):
 
 
 def test_wrong_models_are_named(folder, tmp_path):
-    LlamaConfig(**SMALL).save_pretrained(tmp_path / "llama")
+    LlamaConfig(**VLM_SMALL).save_pretrained(tmp_path / "llama")
     with pytest.raises(ModelError, match="a llama model, expected instructblip"):
         load_vlm(str(tmp_path / "llama"))
     with pytest.raises(ModelError, match=r"cannot load .*nowhere"):
         load_vlm(str(tmp_path / "nowhere"))
 
 
-def test_missing_weights_are_named(tmp_path):
-    where = save(tmp_path, small_config())
-    weights = load_file(f"{where}/model.safetensors")
-    kept = {key: value for key, value in weights.items() if "qformer" not in key}
-    save_file(kept, f"{where}/model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"\d\d weights are missing, such as qformer\."):
-        load_vlm(where, device="cpu")
-
-
 def test_damaged_weights_name_the_backbone(tmp_path):
-    where = Path(save(tmp_path, small_config()))
+    where = Path(small_vlm(tmp_path))
     weights = where / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ModelError, match=f"backbone {where}: cannot load"):
@@ -371,7 +320,7 @@ def test_code_in_a_backbones_folder_never_runs(tmp_path, monkeypatch):
 
 def test_a_revision_is_taken_from_the_hubs_cache_and_recorded(tmp_path, monkeypatch):
     """Two commits of one repository, as the hub's client stores them; `main` is the first."""
-    folder, repository = save(tmp_path / "made", small_config()), tmp_path / "models--someone--small"
+    folder, repository = small_vlm(tmp_path / "made"), tmp_path / "models--someone--small"
     for commit, side in (("a" * 40, 0), ("b" * 40, 1)):
         snapshot = shutil.copytree(folder, repository / "snapshots" / commit)
         config = json.loads((snapshot / "config.json").read_text())
@@ -390,7 +339,7 @@ def test_an_adapter_of_another_width_is_refused(folder, frame, tmp_path):
     fitted("vlm-prompt", folder, frame).save(tmp_path / "run")
     wide = small_config()
     wide.qformer_config.hidden_size = 32
-    other = save(tmp_path / "wide", wide)
+    other = small_vlm(tmp_path / "wide", wide)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     config["config"]["backbone"], config["weights"] = other, ""
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))

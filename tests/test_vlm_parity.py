@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 from demo_vlm import llm_tokenizer, qformer_tokenizer
+from models import small_config, small_vlm
 from PIL import Image
-from test_vlm import fitted, folder, frame, own_cache, save, small_config, tokens_of  # noqa: F401
+from test_vlm import fitted, folder, frame, own_cache, tokens_of  # noqa: F401
 from transformers import InstructBlipForConditionalGeneration, LlamaTokenizer
 
 from afp.detectors.vlm_prompt import VlmPrompt
@@ -24,7 +25,7 @@ PAPER = {"preset": "antifakeprompt", "dtype": "float32"}
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("llama"), small_config())
+    return small_vlm(tmp_path_factory.mktemp("llama"))
 
 
 # --- Schedule and loss ---
@@ -222,7 +223,7 @@ def test_the_mix_trains_as_float32_does(llama, frame):  # noqa: F811
 
 
 def test_every_dtype_works_where_it_may(tmp_path, frame):  # noqa: F811
-    t5 = save(tmp_path / "t5", small_config("t5"))
+    t5 = small_vlm(tmp_path / "t5", small_config("t5"))
     with pytest.raises(ModelError, match=r"the T5 of .* overflows"):
         load_vlm(t5, dtype="float16")
     with pytest.raises(ModelError, match="dtype is 'half'"):
@@ -277,7 +278,7 @@ def llama_tokenizer(left_out="", **settings) -> LlamaTokenizer:
 
 @pytest.mark.parametrize("settings", [{"legacy": True}, {"legacy": False}, {"add_bos_token": True}])
 def test_the_questions_ids_are_the_originals(tmp_path, settings):
-    where = save(tmp_path, small_config())
+    where = small_vlm(tmp_path)
     llama_tokenizer(**settings).save_pretrained(where)
     vlm = load_vlm(where, device="meta")
     (star,) = soft_prompts.add_words(vlm.tokenizer, ["[*]"])
@@ -286,7 +287,7 @@ def test_the_questions_ids_are_the_originals(tmp_path, settings):
 
 
 def test_a_llama_tokenizer_with_other_ids_is_refused_at_load(tmp_path):
-    where = save(tmp_path, small_config())
+    where = small_vlm(tmp_path)
     llama_tokenizer(left_out="▁photo").save_pretrained(where)
     with pytest.raises(
         ModelError, match=r"reads 'Is this photo real \[\*\]\?' as .* expected \[2, 1317, 445, 15373"

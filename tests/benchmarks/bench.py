@@ -301,13 +301,12 @@ def notebooks(work: Path) -> Iterator[Row]:
     """What each notebook holds at most on 5,001 images, with small backbones of random weights."""
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "data" / "build")]
     from conftest import write_folders
-    from test_clip_detectors import small_dual
-    from test_vlm import save, small_config
+    from models import small_dual, small_vlm
 
     folder, manifest = write_folders(work / "images", 1667), str(work / "m.csv")
     options = ["--split", "--source-rule", "stem", "--held-out", "half-twice", "--out", manifest]
     measured([*PYTHON, "manifest", str(folder), *options])
-    vlm = save(work / "vlm", small_config())
+    vlm = small_vlm(work / "vlm")
     values = {"manifest_path": manifest, "backbone": small_dual(work / "clip", 12), "vlm": vlm, "block": "1"}
     values |= {"kind": "all", "kinds": "", "generators": "real,half,half-twice", "edited": "", "n_seeds": "2"}
     values |= {"detectors": "linear-probe,spectrum", "perturbations": "jpeg:50,blur:2", "augment": "jpeg:50"}
