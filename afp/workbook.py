@@ -55,6 +55,7 @@ def find(names: list[str], everything: bool = False) -> list[Path]:
     for name in [] if everything else names:
         path = Path(name)
         stem = path.name.removesuffix(".ipynb")
+        stem = f"{int(stem):02}" if stem.isdecimal() else stem
         matches = [p for p in known if p.stem == stem or p.stem.startswith(f"{stem}_")]
         if path.suffix == ".ipynb" and path.is_file():
             matches = [path.resolve()]
@@ -195,8 +196,9 @@ def read_grid(file: Path) -> list[dict[str, str]]:
 def execute_grid(path: Path, settings: list[dict[str, str]], out: Path, jobs: int = 1) -> pd.DataFrame:
     """Run a notebook once for each of several settings, each in a folder of its own.
 
-    What is done already, of this notebook with these parameters, is not run again; where one fails, the others go
-    on. Tables that the runs leave beside their figures are put together, with the parameters as first columns.
+    What is done already, of this notebook with these parameters and the same files, is not run again; where one
+    fails, the others go on. Tables that the runs leave beside their figures are put together, with the parameters as
+    first columns.
 
     Args:
         path: the notebook.
@@ -216,7 +218,9 @@ def execute_grid(path: Path, settings: list[dict[str, str]], out: Path, jobs: in
     rows["notebook"] = [str(folder.relative_to(out) / path.name) for folder in folders]
     rows["error"] = errors
     tables: dict[str, list[pd.DataFrame]] = {}
-    for values, folder in zip(settings, folders, strict=True):
+    for values, folder, error in zip(settings, folders, errors, strict=True):
+        if error:
+            continue
         for file in (folder / "figures").glob("*.csv"):
             table, beside = pd.read_csv(file), pd.DataFrame([values])
             joined = beside.merge(table, how="cross", suffixes=("", " in the table"))
@@ -232,6 +236,8 @@ def _try(path: Path, values: dict[str, str], folder: Path) -> str:
     done = folder / path.name
     if done.is_file() and read_notebook(done).metadata.get("afp") == _record(path, values):
         return ""
+    for old in (done, *(folder / "figures").glob("*")):  # of another setting that stood here
+        old.unlink(missing_ok=True)
     for _ in range(2):
         try:
             execute(path, values, folder)
@@ -246,7 +252,9 @@ def _try(path: Path, values: dict[str, str], folder: Path) -> str:
 
 def _record(path: Path, values: dict[str, str]) -> dict[str, Any]:
     """What an executed notebook was made of."""
-    return {"executed": path.name, "sha256": checksum(path), "parameters": values}
+    files = {name: NOTEBOOKS / text for name, text in values.items() if (NOTEBOOKS / text).is_file()}
+    sums = {name: checksum(file) for name, file in files.items()}
+    return {"executed": path.name, "sha256": checksum(path), "parameters": values, "files": sums}
 
 
 def _run(path: Path, working: Path, values: dict[str, Any], figures: Path) -> None:

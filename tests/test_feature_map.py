@@ -53,12 +53,15 @@ def test_purity_counts_what_it_says():
     assert found.loc["purity", "value"] == pytest.approx(2 * (1 + 1 + 0) / 12)
 
 
-def test_neighbours_are_refused_where_other_sources_have_fewer(made_up):
-    features, label, source = made_up
-    others = len(source) - pd.Series(source).value_counts().max()
-    measured(features, label, source, k=others, n_permutations=1)
-    with pytest.raises(ValueError, match=rf"k: {others + 1}, expected 1 to {others}: .* other sources"):
-        measured(features, label, source, k=others + 1)
+def test_a_label_of_few_images_that_lie_together_is_pure():
+    """Three images of each photograph, ten neighbours; and among other photographs none of its own is counted."""
+    source = np.repeat(np.arange(5), 3)
+    found = feature_space.measure(np.repeat(np.eye(5), 3, axis=0), source, source, k=10, n_permutations=5)
+    assert found.loc["purity", "value"] == 1
+    features = np.array([[1.0, 0], [0, 1]])[np.arange(8) % 2]  # each photograph has an image in both corners
+    label, source = np.arange(8) % 2, np.repeat(np.arange(4), 2)
+    found = feature_space.measure(features, label, source, k=7, n_permutations=5)
+    assert found.loc["purity, other photographs", "value"] == 1
 
 
 def test_dealing_keeps_each_photographs_labels():

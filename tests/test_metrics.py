@@ -229,6 +229,8 @@ def test_swapped_labels_are_met_with_a_question():
     *names, low = metrics.questions(swapped)
     assert [text.split("'")[1] for text in names] == ["real", "real-resampled"]
     assert "probe: AUC of real" in low and "labels swapped" in low
+    few = df[(df.label == 1) | (df.index < df.index[df.label == 0][4])]
+    assert "real images: only " in metrics.questions(evaluate(few, n_boot=50))[0]
 
 
 def test_a_generator_whose_name_looks_like_a_mean_is_shown_like_any_other():

@@ -91,7 +91,6 @@ def images(path: Path, manifest: Path) -> dict[str, str]:
     return dict.fromkeys({"manifest_path", "demo_manifest"} & set(workbook.parameters(path)), str(manifest))
 
 
-@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # of 08, once a process
 @pytest.mark.parametrize("path", CHAPTERS, **IDS)
 def test_a_chapter_runs(path, run_here, few_manifest, small_towers):
     declared = cells(path, "code")[0].source

@@ -10,6 +10,7 @@ from transformers import CLIPConfig, InstructBlipConfig, LlamaConfig
 
 from afp.cli import dry_run
 from afp.data import audit
+from afp.data.manifest import write_manifest
 from afp.errors import AfpError
 from afp.models import backbones
 from afp.paths import NOTEBOOKS, ROOT
@@ -99,9 +100,9 @@ def test_what_is_missing_is_named_with_its_mend(small_manifest, tmp_path, monkey
     assert not found["data"].ok and "36 of 36 images are missing" in found["data"].detail
     assert not found["weights"].ok and str(tmp_path) in found["weights"].detail
     found = _findings({"manifest_path": str(small_manifest), "kinds": "unknown, GAN"})
-    assert "kinds: there is no 'GAN', expected some of real, unknown" in found["names"].detail
+    assert "kinds: there is no 'GAN', expected some of unknown, or '' for all" in found["names"].detail
     found = _findings({"manifest_path": str(small_manifest), "kinds": "all"})
-    assert "kinds: there is no 'all', expected some of real, unknown" in found["names"].detail
+    assert "kinds: there is no 'all', expected some of unknown, or '' for all" in found["names"].detail
     found = _findings({"manifest_path": str(small_manifest), "backbone": "clip-vit-l14@no-such-branch"})
     assert "hf download openai/clip-vit-large-patch14" in found["weights"].detail and "time" in found
     asked = {"manifest_path": str(small_manifest), "kinds": ""}
@@ -154,3 +155,13 @@ def test_the_sizes_of_models_are_those_of_their_configs(name, config, tmp_path):
 def test_the_command_runs_nothing_and_fails_where_something_is_missing(afp):
     code, shown = afp("run", "01", "--params", FULL, "--dry-run", "-p", "manifest_path=none.csv")
     assert code == 1 and "FAIL 01_prepare_data data" in shown and not Path("executed").exists()
+
+
+def test_a_manifest_without_a_held_out_generator_is_refused_where_one_is_needed(small_frame, tmp_path):
+    split = small_frame["split"].where(small_frame["split"] != "none", "train")
+    manifest = write_manifest(small_frame.assign(split=split), tmp_path / "m.csv")
+    given = {"manifest_path": str(manifest), "kind": "all"}
+    finding = _findings(given, "03_adapt_clip")["data"]
+    assert not finding.ok and "afp manifest --split --held-out NAME" in finding.detail
+    real = _findings(given | {"kind": "real"}, "03_adapt_clip")["names"]
+    assert not real.ok and "there is no 'real'" in real.detail

@@ -105,6 +105,14 @@ def test_the_page_stands_alone_and_escapes_names(run, images, tmp_path):
     assert [row[3][:5] for row in rows[:2]] == [f"{score:.3f}" for score in good["score"]]
 
 
+def test_the_page_says_which_images_had_a_part_in_the_fit(run, small_frame, tmp_path):
+    table = score_to_csv(run, small_frame, tmp_path / "s.csv", progress=False)
+    text = report.write_html(table, small_frame, run, tmp_path / "r.html").read_text(encoding="utf-8")
+    met = int((table["role"] != "").sum())
+    assert 0 < met < len(table) and f"<li>{met} images {report.MET.replace(chr(39), '&#39;')}" in text
+    assert text.count("themselves or by their photograph</p>") == met
+
+
 def test_the_page_shows_where_a_tower_looks_in_the_highest_scores(tiny_tower, small_frame, images, tmp_path):
     config = {"backbone": tiny_tower, "block": "2", "c": [1.0]}
     run = runs.fit_run("linear-probe", small_frame, tmp_path / "r", config=config, progress=False)

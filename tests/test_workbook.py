@@ -142,7 +142,7 @@ def test_notebooks_are_found_by_number_name_and_path(tmp_path, monkeypatch):
     write(tmp_path, name="failed-00_one.ipynb")
     monkeypatch.setattr(workbook, "NOTEBOOKS", tmp_path)
     assert workbook.find([], everything=True) == sorted(paths.values())
-    for name in ("00", "00_one", "00_one.ipynb", str(paths["00_one.ipynb"])):
+    for name in ("00", "0", "00_one", "00_one.ipynb", str(paths["00_one.ipynb"])):
         assert workbook.find([name]) == [paths["00_one.ipynb"]]
     for name in ("01", "02", "one", "nowhere/00_two.ipynb"):
         with pytest.raises(AfpError, match=f"notebook '{name}'.*01_two"):
@@ -163,7 +163,10 @@ def test_large_pictures_are_made_small(tmp_path):
 
 
 def test_a_grid_runs_each_setting_once(afp, tmp_path):
-    """One of four settings fails; the second call runs that one alone; the tables are put together."""
+    """One of four settings fails; the second call runs that one alone; the tables are put together.
+
+    What stands in a failed one's folder is of another setting.
+    """
     count = "import os, pathlib\npathlib.Path(os.environ['COUNT'], f'{n}-{rate}-{os.getpid()}').touch()"
     table = (
         "import pandas as pd\nfolder = pathlib.Path(os.environ['AFP_FIGURES'])\nfolder.mkdir(exist_ok=True)"
@@ -174,12 +177,16 @@ def test_a_grid_runs_each_setting_once(afp, tmp_path):
     path = write(tmp_path, count, fail, table)
     (tmp_path / "grid.yaml").write_text("n: [1, 2]\nrate: [0.5, 0.25]\n")
     command = ("run", path, "--grid", tmp_path / "grid.yaml", "-j", 2, "--out", tmp_path / "out")
+    old = tmp_path / "out" / "3" / "figures" / "50_auc.csv"
+    old.parent.mkdir(parents=True)
+    old.write_text("n,auc\n9,7\n")
     get_reusable_executor().shutdown()  # processes of an earlier test have its environment
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COUNT", str(tmp_path))
         patch.delenv("AFP_FIGURES")
         first = afp(*command)
         assert first.code == 1 and "4 settings, 1 failed" in first.text and "by chance" in first.text
+        assert len(pd.read_csv(tmp_path / "out" / "50_auc.csv")) == 3
         (tmp_path / "mended").touch()
         assert afp(*command).code == 0
     assert sorted(p.name.rsplit("-", 1)[0] for p in tmp_path.glob("?-0.*")) == [
@@ -190,3 +197,12 @@ def test_a_grid_runs_each_setting_once(afp, tmp_path):
     assert pd.read_csv(tmp_path / "out" / "grid.csv")["error"].isna().all()
     refused = afp("run", path, "04", "--grid", tmp_path / "grid.yaml")
     assert refused.code == 2 and "--grid: expected one notebook" in refused.text
+
+
+def test_a_setting_is_not_done_where_its_file_has_changed(tmp_path):
+    path, images = write(tmp_path), tmp_path / "m.csv"
+    images.write_text("one")
+    before = workbook._record(path, {"manifest_path": str(images)})
+    assert workbook._record(path, {"manifest_path": str(images)}) == before
+    images.write_text("two")
+    assert workbook._record(path, {"manifest_path": str(images)}) != before

@@ -33,10 +33,10 @@ COMMANDS = {
     "gallery": ("notebooks", "Executed notebooks and figures as static pages that need no network."),
 }
 KEPT = {
-    "demo": "the images made so far are kept",
-    "fit": "the features and training steps saved so far are kept",
-    "score": "the rows scored so far are kept",
-    "run": "the notebooks executed so far are kept",
+    "demo": "the images made so far are kept; the same command goes on from there",
+    "fit": "the features and training steps saved so far are kept; the same command goes on from there",
+    "score": "the rows written so far, 64 at a time, are kept; the same command goes on from there",
+    "run": "the notebooks executed so far are kept; a --grid goes on from there, and `afp run NAME` runs another",
 }
 SHARED = ("fit", "score")  # what several processes, as `torchrun` starts them, can do together
 
@@ -70,7 +70,7 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             kept = KEPT.get(ctx.invoked_subcommand, "nothing was replaced or left half-written")
-            echo(f"\ninterrupted: {kept}; the same command goes on from there", fg="yellow", err=True)
+            echo(f"\ninterrupted: {kept}", fg="yellow", err=True)
             raise typer.Exit(130) from None
 
 

@@ -6,6 +6,7 @@ every image and perturbation, and one fit of a pseudo-word. Other training comes
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -27,9 +28,11 @@ from ..detectors.vlm_prompt import VlmPrompt
 from ..errors import AfpError, DataError
 from ..models import backbones, instructblip
 from ..paths import NOTEBOOKS, backbone_folder, cache_disk
+from ..studies.training_size import check_kind
 from ..workbook import check_values, parameters
 
 GIB = 2**30
+HELD_OUT = re.compile(r"\bcheck_kind\(")  # in a notebook that needs a held-out generator
 GPU_FLOPS = 125e12  # 40 % of the 312 TFLOP/s in bfloat16 that an A100 is sold with
 N_READ = 44  # tokens that a language model reads of an image: 32 queries, and a question of about 12
 IMAGES_PER_SECOND = 100  # decoded and normalised by one core; measured: 125 of 600 x 400 pixels
@@ -104,6 +107,11 @@ def check_notebooks(notebooks: list[Path], given: dict[str, dict[str, str]]) -> 
             yield Finding(f"{name} runs", there, f"{runs}{mend}")
         if unknown := _unknown(_defaults(notebook) | values, frame):
             yield Finding(f"{name} names", False, unknown)
+        elif frame is not None and HELD_OUT.search(notebook.read_text(encoding="utf-8")):
+            try:
+                check_kind(frame, (_defaults(notebook) | values).get("kind", "all"))
+            except DataError as error:
+                yield Finding(f"{name} data", False, str(error))
         for backbone in filter(None, map(values.get, ("backbone", "vlm"))):
             there, detail, size = _weights(backbone)
             yield Finding(f"{name} weights", there, detail)
@@ -145,12 +153,13 @@ def _unknown(values: dict[str, str], frame: pd.DataFrame | None) -> str:
     """A detector, or a kind or generator of the manifest, that is asked for and that there is not; "" if none."""
     known: dict[str, Iterable[str]] = {"detector": NAMES, "detectors": NAMES}
     if frame is not None:
-        known |= {"kind": [*frame["kind"], "all"], "kinds": frame["kind"]}
+        kinds = frame.loc[frame["label"] == 1, "kind"]
+        known |= {"kind": [*kinds, "all"], "kinds": kinds}
         known |= {"generators": frame["generator"], "edited": frame["generator"]}
     for key, names in known.items():
         asked = {part.strip() for part in values.get(key, "").split(",")} - {""}
         if missing := sorted(asked - set(names)):
-            expected = ", ".join(sorted(set(names)))
+            expected = ", ".join(sorted(set(names))) + (", or '' for all" if key == "kinds" else "")
             return f"{key}: there is no {missing[0]!r}, expected some of {expected} (-p {key} ...)"
     return ""
 

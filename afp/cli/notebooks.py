@@ -30,7 +30,9 @@ def run(
     ] = False,
     grid: Annotated[
         Path | None,
-        typer.Option(help="YAML of `parameter: [values]`: run one notebook for every combination; resumes."),
+        typer.Option(
+            help="YAML of `parameter: \\[values]`: run one notebook for every combination; resumes."
+        ),
     ] = None,
     jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, help="Of a grid: how many run at once.")] = 1,
     dry_run: Annotated[

@@ -245,7 +245,9 @@ def mean_and_worst(tables: Mapping[str, pd.DataFrame]) -> Drawn:
 
 
 @drawing
-def size_beside_paper(ours: pd.DataFrame, theirs: pd.DataFrame) -> Drawn:
+def size_beside_paper(
+    ours: pd.DataFrame, theirs: pd.DataFrame, images: str = "the demo's benchmark"
+) -> Drawn:
     """Accuracy against training images: own repetitions (left, 95 % intervals), the paper's single runs (right).
 
     A colour and marker a method on both sides; names stand at the ends of the lines.
@@ -253,13 +255,14 @@ def size_beside_paper(ours: pd.DataFrame, theirs: pd.DataFrame) -> Drawn:
     Args:
         ours: a row a fit: method, size (a name), n_train, accuracy in [0, 1].
         theirs: method, n_train_images, accuracy in %.
+        images: what ours are, for the title.
     """
     cells = ours.groupby(["method", "size"], sort=False)
     left = cells[["n_train", "accuracy"]].mean().assign(half=cells["accuracy"].agg(half_width)).reset_index()
     left = left.assign(accuracy=100 * left["accuracy"], half=100 * left["half"])
     right = theirs.rename(columns={"n_train_images": "n_train"})
     fig, axes = plt.subplots(1, 2, figsize=(DOUBLE * 1.3, 3.6), sharey=True)
-    titles = ("ours: the demo's benchmark", "published: other backbone, data and test sets")
+    titles = (f"ours: {images}", "published: other backbone, data and test sets")
     for ax, table, title in zip(axes, (left, right), titles, strict=True):
         looks, ends = method_styles(table["method"]), []
         for i, (name, look) in enumerate(looks.items()):

@@ -22,6 +22,7 @@ from .grid import data_uri
 
 THUMBNAIL = 240  # pixels, the longer side
 MOST_THUMBNAILS = 1000  # about 10 MB of page
+MET = "had a part in the run's fit or calibration, themselves or by their photograph"
 
 
 def write_html(
@@ -47,6 +48,8 @@ def write_html(
     fakes = int((table["score"] >= table["threshold"]).sum())
     counts = f"{len(table) - failed} images scored, {fakes} called fake, {failed} failed."
     about = [*standing.about(), f"Run: {Path(folder).resolve().name}."]
+    if met := int((table["role"] != "").sum()):
+        about.append(f"{met} images {MET}: their scores say nothing of images that it never met.")
     if len(table) > MOST_THUMBNAILS:
         about.append(f"Pictures are shown for the {MOST_THUMBNAILS} highest scores.")
     draw = _relevance(folder) if n_maps else None
@@ -87,7 +90,8 @@ def _rows(
             content |= {"verdict": row.verdict, "standing": standing.among(row.score)}
             content |= {"score": row.score, "threshold": row.threshold}
             try:
-                content["notes"] = cautions(file, standing.normalisation)
+                content["notes"] = [MET] if row.role else []
+                content["notes"] += cautions(file, standing.normalisation)
                 if i < MOST_THUMBNAILS:
                     content["thumbnail"] = data_uri(_framed(open_image(file)), THUMBNAIL)
                 if draw and i < n_maps:

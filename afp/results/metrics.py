@@ -62,6 +62,7 @@ LOWER_IS_BETTER = frozenset({"eer", "ece", "nll", *REAL_METRICS})
 CONTROLS = ("real-resampled",)
 FARTHEST = ("inpainting", "text-to-image", "commercial")  # kinds of generator, the farthest last
 N_BINS = 15
+FEW_REAL = 10  # images, of which a bootstrap shows too little
 POOL_BELOW = 5  # images: too few for an estimate of their own
 KEY = ["detector", "perturbation", "path", "place"]  # tells a table's rows apart
 # What stands for nothing known.
@@ -567,7 +568,8 @@ def mean_by_source(values: Sequence[float], sources: Sequence[str], n_boot: int 
 
 
 def questions(results: pd.DataFrame) -> list[str]:
-    """What the results of `evaluate` make one ask: a name that contradicts its label, an AUC clearly under .5."""
+    """What the results of `evaluate` make one ask: a name that contradicts its label, an AUC clearly under .5, few
+    real images."""
     single = results[is_single(results)].drop_duplicates(["group", "kind", "detector", "metric"])
     is_real, name = single["kind"] == "real", single["group"].str.lower()
     odd = single.loc[
@@ -577,6 +579,9 @@ def questions(results: pd.DataFrame) -> list[str]:
         f"{group!r} is labelled as the other class; are 0 (real) and 1 (fake) swapped?"
         for group in odd.unique()
     ]
+    few = single.loc[single["n_real"].between(1, FEW_REAL - 1), "n_real"]
+    if len(few):
+        found.append(f"real images: only {few.min()}; intervals of so few are too narrow, score more of them")
     low = single[(single["metric"] == "auc") & (single["high"] < 0.5)]
     for detector, part in low.groupby("detector", sort=False):
         estimate = Estimate(*part.iloc[0][["value", "low", "high"]])

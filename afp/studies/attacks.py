@@ -168,7 +168,7 @@ def attack_detector(
     if list(epsilons) != sorted(epsilons) or not all(0 <= e <= 1 for e in epsilons):
         raise AfpError(f"epsilons: {list(epsilons)}, expected rising values from 0 to 1")
     device = next(model.buffers()).device
-    pixels, y = to_pixels(images, device), torch.from_numpy(np.asarray(labels)).long().to(device)
+    pixels, y = to_pixels(images, device), torch.tensor(np.asarray(labels), dtype=torch.long, device=device)
     rows: list[np.ndarray] = []
     for epsilon in epsilons:
         attacked = pgd_attack(model, pixels, y, epsilon, steps) if epsilon else pixels

@@ -81,7 +81,8 @@ def measure(
 ) -> pd.DataFrame:
     """How far labels show in a feature space, against labels dealt anew.
 
-    - purity: mean share of an image's ``k`` nearest neighbours (cosine) that bear its label;
+    - purity: mean share of an image's ``k`` nearest neighbours (cosine) that bear its label; of a label of k images
+      or fewer, as many neighbours as it has others, so that a label that lies together has purity 1;
     - purity, other photographs: the same among images of other sources, so that "the same photograph" cannot help;
     - silhouette: scikit-learn's, with the cosine distance;
     - separability: balanced accuracy of a ridge classifier, 5-fold by source.
@@ -97,8 +98,7 @@ def measure(
         Index: `MEASURES` (without those that need several sources a label, where a label is one source's alone);
         columns value, null, null_high (97.5 %), p.
     Raises:
-        ValueError: k outside of 1 .. n - 1 or above the images that other sources have, one label only, a label for
-            each image, or fewer than 2 sources.
+        ValueError: k outside of 1 .. n - 1, one label only, a label for each image, or fewer than 2 sources.
     """
     y, s = pd.factorize(np.asarray(labels), sort=True)[0], pd.factorize(np.asarray(sources), sort=True)[0]
     n = len(y)
@@ -110,16 +110,20 @@ def measure(
         raise AfpError(f"{n} labels of {n} images: expected several images of a label")
     varies = pd.Series(y).groupby(s).transform("nunique").gt(1)
     shared = pd.Series(s).groupby(y).nunique().gt(1).all()  # every label is borne by several sources
-    of_others = n - np.bincount(s).max()
-    if (varies.any() or shared) and k > of_others:
-        raise AfpError(f"k: {k}, expected 1 to {of_others}: an image has no more of other sources")
     distance = np.clip(1 - features @ features.T, 0, None)
     np.fill_diagonal(distance, 0)
     folds = GroupKFold(min(5, s.max() + 1))
 
     def purity(left_out: np.ndarray) -> Callable[[np.ndarray], float]:
         near = np.argsort(np.where(left_out, np.inf, distance), axis=1, kind="stable")[:, :k]
-        return lambda y: (y[near] == y[:, None]).mean()
+
+        def share(y: np.ndarray) -> float:
+            n_alike = ((y[:, None] == y) & ~left_out).sum(1)
+            looked = np.arange(k) < np.minimum(n_alike, k)[:, None]  # (n, k)
+            alike = (y[near] == y[:, None]) & looked
+            return (alike.sum(1) / np.maximum(looked.sum(1), 1))[n_alike > 0].mean().round(12)
+
+        return share
 
     def separability(y: np.ndarray) -> float:
         model = RidgeClassifier(alpha=1.0, class_weight="balanced")

@@ -50,7 +50,10 @@ def check_kind(frame: pd.DataFrame, kind: str) -> str:
         raise DataError(f"kind: {kind!r}, expected one of {', '.join(sorted(known))}")
     if held_out.empty:
         seen = held_in_generators(frame)
-        raise DataError(f"generators {seen} are all in training, expected a held-out one")
+        raise DataError(
+            f"generators {seen} are all in training, expected a held-out one; `afp manifest --split --held-out "
+            "NAME` keeps one out"
+        )
     return kind
 
 
