@@ -80,8 +80,8 @@ def check_folder(path: str | Path, made_by: str, inputs: Iterable = ()) -> Path:
         raise DataError(f"{path}: is a file, expected the name of a folder")
     if not path.exists() or not any(path.iterdir()):
         return path
-    stamp = read_json(path / STAMP)
-    if not isinstance(stamp, dict) or stamp.get("made_by") != made_by:
+    stamp = _stamp(path)
+    if stamp.get("made_by") != made_by:
         raise DataError(f"{path}: is not empty and was not made by `{made_by}`; give another folder")
     if foreign := sorted(set(_files(path)) - set(stamp["sha256"])):
         raise DataError(f"{path}: holds {foreign[0]}, which `{made_by}` did not write; move it away")
@@ -159,13 +159,18 @@ def write_stamp(folder: str | Path, made_by: str) -> None:
 def damaged(folder: str | Path) -> list[str] | None:
     """Names of a folder's files that are missing or differ from what was written; None where no stamp is."""
     folder = Path(folder)
-    stamp = read_json(folder / STAMP)
-    if not isinstance(stamp, dict):
+    if not (stamp := _stamp(folder)):
         return None
     files = stamp["sha256"].items()
     return [
         name for name, digest in files if not (folder / name).is_file() or checksum(folder / name) != digest
     ]
+
+
+def _stamp(folder: Path) -> dict[str, Any]:
+    """What a folder's stamp says; empty where there is none that can be read."""
+    stamp = read_json(folder / STAMP)
+    return stamp if isinstance(stamp, dict) and isinstance(stamp.get("sha256"), dict) else {}
 
 
 def checksum(file: Path) -> str:

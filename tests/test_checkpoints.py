@@ -103,7 +103,7 @@ HUGE = torch.zeros(1).as_strided((1, 3_500_000_000), (0, 0))  # 14 GB of float32
         ({KEYS["llm"]: torch.zeros(1, 32)}, r"tokens.weight has shape \(1, 32\), .* needs \(1, 16\)"),
         ({KEYS["llm"]: HUGE}, r"claims the shape \(1, 3500000000\), more than the file holds"),
         ({"visual_encoder.pos_embed": HUGE}, "visual_encoder.pos_embed claims the shape"),
-        ({"x": torch.eye(2).to_sparse()}, "x is a tensor of layout torch.sparse_coo, expected a dense one"),
+        ({"x": torch.eye(2).to_sparse()}, "x is no dense tensor with its values"),
         ({key: None for key in KEYS.values()}, "none of the keys"),
     ],
 )
@@ -146,9 +146,30 @@ def test_universal_fake_detects_layer_becomes_a_linear_probe(tmp_path, clip_fold
     assert torch.allclose(torch.from_numpy(detector.score(frame)).float(), expected, atol=1e-6)
     with pytest.raises(ModelError, match="unknown config field 'question'"):
         import_checkpoint(tmp_path / "fc_weights.pth", tmp_path / "x", clip_folder, question="Real?")
-    torch.save(torch.nn.Linear(9, 1).state_dict(), tmp_path / "other.pth")
-    with pytest.raises(ModelError, match=r"weight has shape \(1, 9\), .* needs \(1, 12\)"):
-        import_checkpoint(tmp_path / "other.pth", tmp_path / "x", clip_folder)
+    for state, message in (
+        (torch.nn.Linear(9, 1).state_dict(), r"weight has shape \(1, 9\), .* needs \(1, 12\)"),
+        ({"weight": torch.zeros(1, 12), "bias": torch.zeros(3)}, r"bias has shape \(3,\), expected \(1,\)"),
+        (
+            {"weight": torch.zeros(1, 12).int(), "bias": torch.zeros(1)},
+            r"weight is \(1, 12\) of int32, expected",
+        ),
+    ):
+        torch.save(state, tmp_path / "other.pth")
+        with pytest.raises(ModelError, match=message):
+            import_checkpoint(tmp_path / "other.pth", tmp_path / "x", clip_folder)
+    torch.save({"weight": layer.weight, "bias": layer.bias}, tmp_path / "parameters.pth")
+    run, _ = import_checkpoint(tmp_path / "parameters.pth", tmp_path / "y", clip_folder)
+    assert np.array_equal(detectors.load(run).score(frame), detector.score(frame))
+    content = bytearray((tmp_path / "fc_weights.pth").read_bytes())
+    content[content.index(layer.weight.detach().numpy().tobytes()) + 3] ^= 1
+    (tmp_path / "flipped.pth").write_bytes(content)
+    for name, message in (
+        ("flipped.pth", "is not as it was written"),
+        ("", "is a folder, expected a file in it"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            import_checkpoint(tmp_path / name, tmp_path / "x", clip_folder)
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("shape", [(4, 16), (2, 4, 16)])
@@ -172,8 +193,12 @@ def test_coops_prompts_become_a_clip_prompt(tmp_path, clip_folder, frame, shape)
 
 def test_coops_other_files_are_refused_by_their_name(tmp_path, clip_folder):
     state = {"ctx": torch.zeros(4, 16), "token_prefix": torch.zeros(1000, 1, 16)}
+    cocoop = {"ctx": torch.zeros(4, 16), "meta_net.linear1.weight": torch.zeros(2, 2)}
+    torch.save({"state_dict": cocoop}, tmp_path / "cocoop.pth")
+    with pytest.raises(ModelError, match=r"meta_net\.linear1\.weight beside CoOp's prompts"):
+        import_checkpoint(tmp_path / "cocoop.pth", tmp_path / "x", clip_folder)
     torch.save({"state_dict": state}, tmp_path / "imagenet.pth")
-    with pytest.raises(ModelError, match="CoOp's prompts of 1000 classes"):
+    with pytest.raises(ModelError, match=r"CoOp's prompts of shape \(1000, 1, 16\), expected those of 2"):
         import_checkpoint(tmp_path / "imagenet.pth", tmp_path / "run", clip_folder)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2)  # Dassl stores it whole

@@ -375,6 +375,16 @@ def test_a_recipe_is_explained(name):
     assert ours.loc["backbone", "value"] == "demo-clip" and ours.loc["augmentation", "value"] == "none"
 
 
+def test_a_lora_adapter_is_written_the_same_each_time(folders, frames, tmp_path):
+    """peft keeps the names of its layers in a set, whose order changes with each process."""
+    detectors.create("clip-lora", backbone=folders["clip"], epochs=1).fit(*frames, progress=False).save(
+        tmp_path
+    )
+    (config,) = tmp_path.rglob("adapter_config.json")
+    targets = json.loads(config.read_text())["target_modules"]
+    assert targets == sorted(targets) and len(targets) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [

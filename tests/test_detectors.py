@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import picture
+from conftest import picture, save
 from models import small_dual, small_vlm
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
@@ -177,6 +177,30 @@ def test_a_run_refuses_other_weights_where_its_backbones_were(name, configs, afp
         if command:
             status, shown = afp(*command)
             assert status == 2 and "backbone holds other weights (hash" in shown
+
+
+def test_a_run_has_met_what_the_run_met_that_it_started_from(configs, afp, small_manifest):
+    for i in range(8):
+        save(f"own/real/{i}.png", 100 + i)
+        save(f"own/fake/{i}.png", 200 + i, fake=True)
+    assert afp("manifest", "own", "--split", "--out", "own.csv").code == 0
+    fit = [
+        "fit",
+        "-d",
+        "clip-prompt",
+        "--backbone",
+        configs["clip-lora"]["backbone"],
+        "--set",
+        "epochs=1",
+        "-m",
+    ]
+    assert afp(*fit, small_manifest, "--out", "first").code == 0
+    assert afp(*fit, "own.csv", "--out", "second", "--init-from", "first").code == 0
+    for run in ("first", "second"):
+        assert afp("score", small_manifest, "--run", run, "--out", f"{run}.csv").code == 0
+    first, second = (pd.read_csv(f"{run}.csv", keep_default_na=False) for run in ("first", "second"))
+    assert (first["role"] != "").any() and second["role"].equals(first["role"])
+    assert second["seen"].equals(first["seen"]) and first["seen"].any()
 
 
 def test_a_run_that_no_training_can_start_from_is_refused(fit, configs, sets, tmp_path):

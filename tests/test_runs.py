@@ -547,3 +547,38 @@ def test_the_default_run_scores_as_it_did_when_it_was_fitted(demo_frame):
     assert len(found) == 12 and folder.parts[-2:] == ("data", "linear-probe")
     # Towers round differently where the processor has bfloat16.
     assert np.abs(detectors.load(folder).score(found) - found["score"]).mean() < 0.03
+
+
+def test_a_run_that_lost_a_file_is_fitted_anew(afp, small_manifest, caplog):
+    """As its error says; but not where its backbone is not there: then it stays as it is."""
+    fit = ("fit", "-d", "spectrum", "-m", small_manifest, "--out", "run")
+    assert afp(*fit).code == 0
+    learned = Path("run/model.safetensors").read_bytes()
+    Path("run/model.safetensors").unlink()
+    assert "is missing; fit the run again" in afp("score", small_manifest, "--run", "run").text
+    assert (
+        afp(*fit).code == 0 and "model.safetensors is missing; fit the run again: fitted anew" in caplog.text
+    )
+    assert Path("run/model.safetensors").read_bytes() == learned
+    assert afp("score", small_manifest, "--run", "run").code == 0
+
+
+def test_a_run_whose_backbone_is_gone_is_not_taken_for_another(afp, small_manifest, tiny_tower):
+    shutil.copytree(tiny_tower, "tower")
+    fit = (
+        "fit",
+        "-d",
+        "linear-probe",
+        "-m",
+        small_manifest,
+        "--backbone",
+        "tower",
+        "--set",
+        "block=1",
+        "--out",
+        "run",
+    )
+    assert afp(*fit).code == 0
+    shutil.rmtree("tower")
+    status, shown = afp(*fit)
+    assert status == 2 and "tower: is not on this machine; the run in run stays as it is" in shown

@@ -112,6 +112,15 @@ def test_a_damaged_checkpoint_is_said_and_counts_as_none(damage, tmp_path, caplo
     assert same(state(whole), state(again)) and "damaged; the training begins anew" in caplog.text
 
 
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_named(tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0\nframe #0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=f"unexpected pos 64 vs 0: '{tmp_path / training.STATE_FILE}'"):
+        train(Model(), data(), loss, RECIPE, checkpoint=tmp_path, progress=False)
+
+
 def test_no_bit_flipped_in_a_checkpoint_ends_in_a_traceback(tmp_path):
     file = tmp_path / training.STATE_FILE
     torch.save({"parameters": {"w": torch.arange(4.0)}, "rows": [{"loss": 1.0}]}, file)

@@ -110,7 +110,7 @@ class Detector(ABC):
             target_fpr: the share of validation's real images that the threshold may call fake; None for the best
                 balanced accuracy.
             checkpoint: folder of the state of a training that may be stopped; the same fit goes on from there.
-            start: a run of the same detector, whose weights the training starts from.
+            start: a run of the same detector, whose weights the training starts from; what it met, the new run met.
         Raises:
             ModelError: a class is missing in either set.
             UnreadableImages: names every image of both sets that cannot be decoded.
@@ -149,7 +149,12 @@ class Detector(ABC):
         )
         self.threshold_ = self.operating_point_.threshold
         roles = {"train": train, "validation": validation}
-        self.images_ = pd.concat([image_roles(part, role) for role, part in roles.items()], ignore_index=True)
+        met = [image_roles(part, role) for role, part in roles.items()]
+        if self.start_:
+            self.generators_ = sorted({*self.generators_, *read_config(self.start_)["generators"]})
+            if (self.start_ / IMAGES).is_file():  # its weights have met these
+                met.append(_read_images(self.start_))
+        self.images_ = pd.concat(met, ignore_index=True).drop_duplicates(["sha256", "source"])
         return self
 
     def score(self, frame: pd.DataFrame, perturbation: str = "none", progress: bool = False) -> np.ndarray:
@@ -261,7 +266,7 @@ class Detector(ABC):
             raise ModelError(f"{folder}: {error.filename or error} is missing; fit the run again") from error
         detector.threshold_, detector.generators_ = content["threshold"], content["generators"]
         if (folder / IMAGES).is_file():
-            detector.images_ = pd.read_csv(folder / IMAGES, dtype=str, keep_default_na=False)
+            detector.images_ = _read_images(folder)
         return detector
 
     @property
@@ -350,6 +355,10 @@ def photographs(frame: pd.DataFrame) -> pd.Series:
 def image_roles(frame: pd.DataFrame, role: str) -> pd.DataFrame:
     """Rows of a run's list of images: ``sha256, source, role`` (see `Detector.images_`)."""
     return frame.reindex(columns=["sha256", "source"]).astype(object).fillna("").assign(role=role)
+
+
+def _read_images(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / IMAGES, dtype=str, keep_default_na=False)
 
 
 def check_known(cls: type[Detector], config: dict) -> None:

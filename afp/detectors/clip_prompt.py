@@ -41,7 +41,7 @@ class ClipPrompt(ClipDetector):
         "per_class": "README: CSC False",
         "init": "CoOp: N(0, .02)",
     }
-    n_context: Annotated[int, Field(ge=1)] = 16
+    n_context: Annotated[int, Field(ge=1, le=512)] = 16
     class_position: Literal["front", "middle", "end"] = "front"
     per_class: bool = False
     init: str = "random"

@@ -10,7 +10,7 @@ import torch
 
 from ..data.preprocess import IDENTITY
 from ..errors import ModelError
-from ..files import written_whole
+from ..files import written_folder, written_whole
 from ..models import soft_prompts
 from ..models.backbones import load_backbone
 from ..models.checkpoints import KEYS, check_numbers, read_checkpoint, read_state
@@ -49,7 +49,9 @@ def import_checkpoint(
     else:
         detector, note = _from_antifakeprompt(file, backbone or "instructblip-vicuna-7b", config)
     detector.threshold_, detector.generators_ = threshold, []
-    return detector.save(out), note
+    with written_folder(out, "afp import-checkpoint") as partial:
+        detector.save(partial)
+    return Path(out), note
 
 
 def _from_antifakeprompt(file: str | Path, backbone: str, config: dict) -> tuple[Detector, str]:
@@ -81,6 +83,8 @@ def _from_universal(file: str | Path, state: dict, backbone: str, config: dict) 
         raise ModelError(f"{file}: weight has shape {shape}, {backbone} needs {expected}")
     own = {"block": "embedding", "normalisation": IDENTITY}
     detector: Any = create("linear-probe", backbone=backbone, **own | config)
+    if state["bias"].shape != (1,):
+        raise ModelError(f"{file}: bias has shape {tuple(state['bias'].shape)}, expected (1,)")
     weight, bias = (state[key].double().numpy() for key in ("weight", "bias"))
     detector.model_ = Logistic(np.zeros(expected[1]), np.ones(expected[1]), weight[0], bias)
     detector.block_ = detector.c_ = None
@@ -98,10 +102,13 @@ def _from_coop(file: str | Path, state: dict, backbone: str, config: dict) -> tu
     if context.ndim == 3:
         of_each_class.append(context)
     for rows in of_each_class:
-        if len(rows) != 2:
+        if rows.ndim < 1 or len(rows) != 2:
+            shape = tuple(rows.shape)
             raise ModelError(
-                f"{file}: CoOp's prompts of {len(rows)} classes, expected those of real and fake"
+                f"{file}: CoOp's prompts of shape {shape}, expected those of 2 classes, real and fake"
             )
+    if others := sorted(set(state) - {"ctx", "token_prefix", "token_suffix"}):
+        raise ModelError(f"{file}: holds {others[0]} beside CoOp's prompts: the state of another method")
     own = {"preset": "paper", "n_context": context.shape[-2], "per_class": context.ndim == 3}
     detector: Any = create("clip-prompt", backbone=backbone, **own | config)
     texts = detector._text_module()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pandas as pd
 from peft import PeftModel
+from pydantic import Field
 
 from ..errors import ModelError
 from ..models import soft_prompts
@@ -33,7 +34,7 @@ class VlmPrompt(VlmDetector):
     name: ClassVar[str] = "vlm-prompt"
     trains_on: ClassVar[bool] = True
     position: Literal["postfix", "prefix", "replace"] = "postfix"
-    n_vectors: int = 1
+    n_vectors: Annotated[int, Field(ge=1, le=512)] = 1
     towers: Literal["both", "qformer", "llm"] = "both"
     init: str = "random"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from ..errors import ModelError
 from ..files import check_input, printable
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 KEYS = {  # AntifakePrompt's trained rows
     "qformer": "Qformer.bert.embeddings.train_word_embeddings.weight",
     "llm": "llm_model.model.train_embed_tokens.weight",
@@ -24,6 +26,12 @@ def read_state(file: str | Path) -> dict[str, torch.Tensor]:
     """
     name = printable(file)
     check_input(file)
+    if Path(file).is_dir():
+        raise ModelError(f"{name}: is a folder, expected a file in it, such as model.pth.tar-50")
+    if zipfile.is_zipfile(file):  # torch's format, of which it checks no sum itself
+        with zipfile.ZipFile(file) as archive:
+            if member := archive.testzip():
+                raise ModelError(f"{name}: damaged: {printable(member)} is not as it was written")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -34,12 +42,13 @@ def read_state(file: str | Path) -> dict[str, torch.Tensor]:
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    state = {k: v for k, v in content.items() if torch.is_tensor(v)} if isinstance(content, dict) else {}
+    named = content.items() if isinstance(content, dict) else ()
+    state = {str(k): v.detach() for k, v in named if torch.is_tensor(v)}
     if not state:
         raise ModelError(f"{name}: holds no tensors, expected some by name, alone or under 'model'")
     for key, value in state.items():
-        if value.layout != torch.strided:
-            raise ModelError(f"{name}: {key} is a tensor of layout {value.layout}, expected a dense one")
+        if value.layout != torch.strided or value.is_nested or value.is_meta:
+            raise ModelError(f"{name}: {key} is no dense tensor with its values (layout {value.layout})")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ModelError(
                 f"{name}: {key} claims the shape {tuple(value.shape)}, more than the file holds for it"
@@ -69,8 +78,9 @@ def read_checkpoint(file: str | Path) -> tuple[dict[str, torch.Tensor], list[str
 
 def check_numbers(file: str | Path, key: str, value: torch.Tensor, expected: str, *n_dims: int) -> None:
     """Raise ModelError unless `value` has one of these numbers of dimensions and holds finite numbers."""
-    if value.ndim not in n_dims or not value.is_floating_point():
-        raise ModelError(f"{file}: {key} is {tuple(value.shape)}, expected numbers of shape {expected}")
+    if value.ndim not in n_dims or value.dtype not in FLOATS:
+        kind = f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+        raise ModelError(f"{file}: {key} is {kind}, expected floating-point numbers of shape {expected}")
     if not value.isfinite().all():
         raise ModelError(f"{file}: {key} holds values that are not finite")
 

@@ -161,6 +161,11 @@ class Vlm:
             list(qformer_questions or questions), padding=True, padding_side="right", return_tensors="pt"
         )
         config: Any = self.model.config
+        n, most = q["input_ids"].shape[1], config.qformer_config.max_position_embeddings
+        if n > most:
+            raise ModelError(
+                f"{self.name}: a question of {n} tokens for the Q-Former, expected at most {most}"
+            )
         pad, end_ids = self.tokenizer.pad_token_id or 0, [self.tokenizer.eos_token_id] * end
         image = [config.image_token_index] * config.num_query_tokens
         prompts = [image + self.prompt_ids(question) for question in questions]

@@ -187,6 +187,10 @@ def _layer(model: PeftModel) -> Any:
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """What was trained, alone: peft itself would ask the hub whether the whole vocabulary must go with it."""
+    config: Any
+    for config in model.peft_config.values():
+        if isinstance(targets := getattr(config, "target_modules", None), set):
+            config.target_modules = sorted(targets)  # the same file each time: a run's key depends on it
     model.save_pretrained(str(folder), save_embedding_layers=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import time
@@ -179,7 +180,10 @@ def train(
         if file is not None and accelerator.is_main_process:
             state = {"identity": identity, "parameters": _copy(trained), "optimizer": raw.state_dict()}
             with written_whole(file) as partial:
-                torch.save(state | {"rows": rows, "best": best}, partial)
+                try:
+                    torch.save(state | {"rows": rows, "best": best}, partial)
+                except RuntimeError as error:  # torch's own, where the disk is full
+                    raise OSError(errno.EIO, str(error).splitlines()[0], str(file)) from error
 
     def measured(batch: Any, counts: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """This process's part of the loss; and sum and number of all processes' losses, (2,)."""

@@ -24,9 +24,9 @@ from tqdm.auto import tqdm
 
 from .. import detectors
 from ..data.splits import N_FOLDS, use_fold
-from ..detectors.base import IMAGES, Detector, image_roles, read_config, run_key, seal
+from ..detectors.base import IMAGES, Detector, check_seal, image_roles, read_config, run_key, seal
 from ..detectors.operating_point import TARGET_FPR, OperatingPoint, choose_operating_point, fewest_for
-from ..errors import DataError
+from ..errors import DataError, ModelError
 from ..files import check_folder, checksum, read_json, write_json, write_text, written_folder, written_whole
 from ..models import processes
 from ..paths import ROOT, backbone_folder, cache_dir, runs_dir
@@ -79,10 +79,15 @@ def fit_run(
     if start:
         key = _hashed([key, run_key(start)])[:8]
     folder = Path(out) if out else runs_dir() / f"{name}-{key}"
+    backbone = getattr(detector, "backbone", "")
+    if backbone and (folder / ENVIRONMENT).is_file() and _weights(detector) is None:
+        raise ModelError(f"backbone {backbone}: is not on this machine; the run in {folder} stays as it is")
     with _only_fit(folder):
         if processes.gather(_is_fitted(folder, key))[0]:
             return folder
-        started, checkpoint = time.perf_counter(), cache_dir() / "checkpoints" / key
+        # Of this folder's fit alone: the same one in another folder may be going on.
+        place = f"{key}-{_hashed(os.path.realpath(folder))[:8]}"
+        started, checkpoint = time.perf_counter(), cache_dir() / "checkpoints" / place
         detector.fit(train, validation, progress, target_fpr, checkpoint, start)
         seconds = round(time.perf_counter() - started, 2)
         if processes.rank() == 0:
@@ -124,11 +129,16 @@ def _only_fit(folder: Path) -> Iterator[None]:
 
 
 def _is_fitted(folder: Path, key: str) -> bool:
-    """Whether the folder holds this fit. Raises DataError where it holds another one, or other files."""
-    if found := (read_json(folder / ENVIRONMENT) or {}).get("identity"):
-        if found == key:
+    """Whether the folder holds this fit, whole. Raises DataError where it holds another one, or other files."""
+    content = read_json(folder / ENVIRONMENT)
+    if found := content.get("identity") if isinstance(content, dict) else None:
+        if found != key:
+            raise DataError(f"{folder}: holds another run ({found}); give another folder or delete it")
+        try:
+            check_seal(folder)
             return True
-        raise DataError(f"{folder}: holds another run ({found}); give another folder or delete it")
+        except ModelError as error:
+            logging.getLogger(__name__).warning("%s: fitted anew", error)
     check_folder(folder, "afp fit")
     return False
 
@@ -261,13 +271,17 @@ def calibrate(
         )
     sources = good["sha256"].where(good["sha256"] != "", good["path"])
     point = choose_operating_point(good["label"], good["score"], sources, target_fpr, "calibration")
-    _write_table(good.assign(threshold=point.threshold, role="calibration"), folder / "calibration.csv")
     met = getattr(detector, "images_", image_roles(reals.iloc[:0], ""))
     met = pd.concat([met[met["role"] != "calibration"], image_roles(good, "calibration")])
-    with written_whole(folder / IMAGES) as partial:
-        met.to_csv(partial, index=False)
     content = read_config(folder) | {"threshold": point.threshold, "operating_point": vars(point)}
-    write_json(folder / "config.json", content)
+    with (  # all of them, then their checksums: as little time as can be between the first and the last
+        written_whole(folder / "calibration.csv") as table,
+        written_whole(folder / IMAGES) as images,
+        written_whole(folder / "config.json") as config,
+    ):
+        write_rows(good.assign(threshold=point.threshold, role="calibration"), table, header=True)
+        met.to_csv(images, index=False)
+        write_json(config, content)
     seal(folder, ["calibration.csv", IMAGES, "config.json"])
     return point
 
