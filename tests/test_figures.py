@@ -8,7 +8,7 @@ from sklearn.metrics import auc, roc_auc_score
 
 from afp.figures import evaluation
 from afp.figures.grid import image_grid
-from afp.figures.style import save_figure
+from afp.figures.style import save_figure, short
 from afp.results.metrics import Estimate, compute, evaluate
 from afp.results.tables import summary_table, to_markdown
 
@@ -155,3 +155,11 @@ def test_summary_table_reads_well_and_repeats_nothing(results):
     assert "| a\\|b c |" in named and named.count("\n") == len(alone) + 2
     with pytest.raises(ValueError, match="nonsense"):
         summary_table(results, ("nonsense",))
+
+
+def test_a_name_of_any_length_leaves_room_for_the_figure():
+    name = "lanczos-down-box-up-x2-median5-posterise-4bit"
+    assert short(name, 16) == "lanczos-…se-4bit" and short("waifu2x-photo", 16) == "waifu2x-photo"
+    fig, table = image_grid([Image.new("RGB", (8, 8))], [f"{name}\nP(fake) 0.50"], columns=6)
+    shown, score = fig.axes[0].get_title().split("\n")
+    assert len(shown) == 28 and score == "P(fake) 0.50" and table["title"][0].startswith(name)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..data.images import open_image
 from ..errors import AfpError
-from .style import DOUBLE, Drawn, drawing
+from .style import DOUBLE, Drawn, drawing, short
 
 
 def data_uri(image: Image.Image, side: int) -> str:
@@ -26,7 +26,7 @@ def data_uri(image: Image.Image, side: int) -> str:
 
 @drawing
 def image_grid(files: Iterable[str | Path | Image.Image], titles: Iterable[str], columns: int = 6) -> Drawn:
-    """Thumbnails in rows, a small title above each; `files` may be opened images.
+    """Thumbnails in rows, a small title above each, shortened to its width; `files` may be opened images.
 
     Table: position, file (its name alone), title. ValueError when titles and images differ in number.
     """
@@ -45,6 +45,7 @@ def image_grid(files: Iterable[str | Path | Image.Image], titles: Iterable[str],
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
         image.thumbnail((256, 256) if columns <= 4 else (160, 160))  # the SVG holds every pixel
         ax.imshow(image, interpolation="none")
-        ax.set_title(title, fontsize=8 if columns <= 4 else 7, pad=2)
+        lines = [short(line, 28 if columns <= 4 else 21) for line in title.split("\n")]
+        ax.set_title("\n".join(lines), fontsize=8 if columns <= 4 else 7, pad=2)
     names = ["" if isinstance(file, Image.Image) else Path(file).name for file in files]
     return fig, pd.DataFrame({"position": range(len(files)), "file": names, "title": titles})

@@ -15,7 +15,7 @@ from ..data.images import open_image
 from ..errors import require
 from ..files import HTML_HEAD, PAGE, check_output, write_text
 from .grid import data_uri
-from .style import DOUBLE, SERIES, Drawn, colour, drawing, key, method_styles
+from .style import DOUBLE, SERIES, Drawn, colour, drawing, key, method_styles, short
 
 THUMBNAIL = 72  # pixels a side
 # Plotly's own hover shows text alone: this puts the picture beside it. Names go in by textContent, never as markup.
@@ -84,7 +84,7 @@ def _colours(frame: pd.DataFrame, by: str) -> tuple[list, list[Line2D]]:
         known = dict(zip(values, _rainbow(len(values)), strict=True))
     names = {0: "real", 1: "fake"} if by == "label" else {value: str(value) for value in known}
     dot = {"marker": "o", "linestyle": "", "markersize": 3.5}
-    legend = [key(names[value], color=hue, **dot) for value, hue in known.items()]
+    legend = [key(short(names[value], 24), color=hue, **dot) for value, hue in known.items()]
     return [known[v] for v in frame[by]], legend if len(known) <= 10 else []
 
 

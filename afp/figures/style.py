@@ -59,6 +59,7 @@ METHODS = {
     ("DE-FAKE",): ("#661100", "H"),
     ("DIRE",): ("#6699CC", "X"),
 }
+LONGEST = 44  # letters of a name beside an axis
 PALER = (0, 0.35, 0.6, 0.78)  # shares of white in the variants of a method
 SHEET = Path(__file__).with_name("afp.mplstyle")
 Drawn = tuple[Figure, pd.DataFrame]
@@ -163,7 +164,7 @@ def chance_line(ax: Axes, value: float = 0.5, upright: bool = False) -> None:
 
 def name_rows(ax: Axes, names: Sequence[str], stripes: bool = True) -> None:
     """One row a name, from top to bottom, every second one shaded."""
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(names)), [short(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     if stripes:
@@ -182,3 +183,9 @@ def legend_above(fig: Figure, handles: Iterable[Any], most: int = 4) -> None:
 def key(label: str, **look: Any) -> Line2D:
     """A handle for a legend."""
     return Line2D([], [], label=label, **look)
+
+
+def short(text: str, most: int = LONGEST) -> str:
+    """Text of at most so many letters, the middle left out: a name of any length leaves room for the figure."""
+    end = (most - 1) // 2
+    return text if len(text) <= most else f"{text[: most - 1 - end]}…{text[-end:]}"
