@@ -154,7 +154,7 @@ class Detector(ABC):
             self.generators_ = sorted({*self.generators_, *read_config(self.start_)["generators"]})
             if (self.start_ / IMAGES).is_file():  # its weights have met these
                 met.append(_read_images(self.start_))
-        self.images_ = pd.concat(met, ignore_index=True).drop_duplicates(["sha256", "source"])
+        self.images_ = pd.concat(met, ignore_index=True)
         return self
 
     def score(self, frame: pd.DataFrame, perturbation: str = "none", progress: bool = False) -> np.ndarray:
