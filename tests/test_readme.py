@@ -45,13 +45,10 @@ def test_the_sentence_about_other_families_has_the_numbers_of_the_scores(results
     assert re.findall(r"\d\.\d\d", sentence) == [f"{value:.2f}" for value in expected]
 
 
-def test_every_value_of_the_robustness_table_is_recomputed_from_the_scores():
-    """Its intervals, which take ten seconds, are of the same code as those of the results table."""
+def test_every_number_of_the_robustness_table_is_recomputed_from_the_scores():
     shown = re.search(r"<!-- robustness -->\n(.*?)\n<!-- /robustness -->", BEYOND, re.S)[1]
     scores = read_scores(ROOT / "data" / "robustness.csv.gz")
-    fresh = to_markdown(robustness_table(metrics.evaluate(scores, n_boot=2)))
-    values = [re.sub(r"\[.*?\]", "", table).split() for table in (shown, fresh)]
-    assert len(values[0]) > 50 and values[0] == values[1]
+    assert shown.strip() == to_markdown(robustness_table(metrics.evaluate(scores))).strip()
 
 
 def test_every_number_of_the_outside_table_is_recomputed_from_the_scores():
