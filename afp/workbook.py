@@ -176,7 +176,10 @@ def read_parameters(file: str | Path) -> dict[str, dict[str, str]]:
         if not notebook.is_file():
             there = ", ".join(path.stem for path in find([], everything=True))
             raise AfpError(f"{file}: no notebook {name!r}, expected one of {there}")
-        _known(notebook, values)
+        try:
+            _known(notebook, values)
+        except AfpError as error:
+            raise AfpError(f"{file}: {error}") from None
     # A name without a value is not given.
     return {name: {k: str(v) for k, v in of.items() if v is not None} for name, of in content.items()}
 

@@ -41,7 +41,10 @@ def test_each_notebook_that_takes_data_or_a_backbone_has_its_full_size(path):
     ("text", "message"),
     [
         ("99_none: {a: 1}", "no notebook '99_none'"),
-        ("01_prepare_data: {sede: 1}", "no parameter 'sede', expected manifest_path, seed"),
+        (
+            "01_prepare_data: {sede: 1}",
+            "p.yaml: 01_prepare_data.ipynb: no parameter 'sede', expected manifest_path",
+        ),
         ("01_prepare_data: 3", "expected `notebook:`"),
         ("a: [", "not readable as YAML"),
     ],
