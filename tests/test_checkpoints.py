@@ -135,6 +135,20 @@ def test_files_that_are_no_checkpoints(tmp_path):
     assert not (tmp_path / "harmed").exists()
 
 
+def test_no_bit_flipped_in_a_released_file_ends_in_a_traceback(tmp_path):
+    file = tmp_path / "a.pth"
+    torch.save({"weight": torch.arange(4.0)}, file)
+    whole = file.read_bytes()
+    for i in range(len(whole)):
+        flipped = bytearray(whole)
+        flipped[i] ^= 1 << i % 8
+        file.write_bytes(flipped)
+        try:
+            assert read_state(file)["weight"].shape == (4,), i
+        except ModelError as error:
+            assert "a.pth" in str(error), i
+
+
 def test_universal_fake_detects_layer_becomes_a_linear_probe(tmp_path, clip_folder, frame):  # noqa: F811
     layer = torch.nn.Linear(12, 1)
     torch.save(layer.state_dict(), tmp_path / "fc_weights.pth")

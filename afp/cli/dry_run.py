@@ -26,7 +26,8 @@ from ..data.manifest import read_manifest
 from ..detectors import NAMES
 from ..detectors.vlm_prompt import VlmPrompt
 from ..errors import AfpError, DataError
-from ..models import backbones, instructblip
+from ..models import backbones
+from ..models.weights import hub_name
 from ..paths import NOTEBOOKS, backbone_folder, cache_disk
 from ..studies.training_size import check_kind
 from ..workbook import check_values, parameters
@@ -170,13 +171,12 @@ def _weights(name: str) -> tuple[bool, str, BackboneSize | None]:
     if name == "demo-clip" and not folder.is_dir():
         return False, f"{name} is not built; make it with `afp demo`", None
     if not folder.is_dir():
-        alias, _, revision = name.partition("@")
-        hub = (backbones.ALIASES | instructblip.ALIASES).get(alias, alias)
+        hub, revision = hub_name(name)
         try:
-            folder = Path(snapshot_download(hub, revision=revision or None, local_files_only=True))
+            folder = Path(snapshot_download(hub, revision=revision, local_files_only=True))
         except (LocalEntryNotFoundError, HFValidationError):
             mend = f"is neither a folder nor in the hub's cache; fetch it with `hf download {hub}`"
-            return False, f"{name} {mend}", SIZES.get(alias)
+            return False, f"{name} {mend}", SIZES.get(name.partition("@")[0])
     try:
         return True, f"{name}: {folder}", BackboneSize.of(folder)
     except (OSError, ValueError, AttributeError) as error:

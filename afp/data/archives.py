@@ -28,7 +28,7 @@ from ..errors import DataError, ImageError
 from ..files import printable
 
 SUFFIXES = (".tar", ".parquet")
-_MEMBER = re.compile(r"(.*?\.(?:tar|parquet))::(.*)", re.IGNORECASE | re.DOTALL)
+_MEMBER = re.compile(rf"(.*?(?:{'|'.join(map(re.escape, SUFFIXES))}))::(.*)", re.IGNORECASE | re.DOTALL)
 BAD_NAME = "name is not UTF-8 or has control characters"
 # Usual names of a column with images, without underscores.
 _IMAGES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes", "imagebytes")

@@ -11,7 +11,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..errors import DataError, ImageError
-from ..files import check_input, printable, written_whole
+from ..files import MANIFEST, check_input, printable, written_whole
 from .archives import normalised
 from .images import sha256
 from .splits import N_FOLDS, hash_folds
@@ -91,7 +91,7 @@ def _read(path: Path) -> pd.DataFrame:
 def write_manifest(frame: pd.DataFrame, path: str | Path) -> Path:
     """Write a manifest, whole, paths relative to its folder. Raises DataError unless it ends in .csv or .parquet."""
     path = Path(path).absolute()
-    if path.suffix.lower() not in (".csv", ".parquet"):
+    if not path.name.lower().endswith(MANIFEST.suffixes):
         raise DataError(f"{path}: cannot be written, expected a name ending in .csv or .parquet")
     folder = os.path.realpath(path.parent)  # a ``..`` behind a link would lead elsewhere
     frame = frame.drop(columns="file", errors="ignore").assign(

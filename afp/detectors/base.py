@@ -153,7 +153,7 @@ class Detector(ABC):
         if self.start_:
             self.generators_ = sorted({*self.generators_, *read_config(self.start_)["generators"]})
             if (self.start_ / IMAGES).is_file():  # its weights have met these
-                met.append(_read_images(self.start_))
+                met.append(read_images(self.start_))
         self.images_ = pd.concat(met, ignore_index=True)
         return self
 
@@ -266,7 +266,7 @@ class Detector(ABC):
             raise ModelError(f"{folder}: {error.filename or error} is missing; fit the run again") from error
         detector.threshold_, detector.generators_ = content["threshold"], content["generators"]
         if (folder / IMAGES).is_file():
-            detector.images_ = _read_images(folder)
+            detector.images_ = read_images(folder)
         return detector
 
     @property
@@ -357,8 +357,9 @@ def image_roles(frame: pd.DataFrame, role: str) -> pd.DataFrame:
     return frame.reindex(columns=["sha256", "source"]).astype(object).fillna("").assign(role=role)
 
 
-def _read_images(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / IMAGES, dtype=str, keep_default_na=False)
+def read_images(folder: str | Path) -> pd.DataFrame:
+    """A run's list of the images that it met: ``sha256, source, role``."""
+    return pd.read_csv(Path(folder) / IMAGES, dtype=str, keep_default_na=False)
 
 
 def check_known(cls: type[Detector], config: dict) -> None:

@@ -28,10 +28,8 @@ def read_state(file: str | Path) -> dict[str, torch.Tensor]:
     check_input(file)
     if Path(file).is_dir():
         raise ModelError(f"{name}: is a folder, expected a file in it, such as model.pth.tar-50")
-    if zipfile.is_zipfile(file):  # torch's format, of which it checks no sum itself
-        with zipfile.ZipFile(file) as archive:
-            if member := archive.testzip():
-                raise ModelError(f"{name}: damaged: {printable(member)} is not as it was written")
+    if part := damaged_part(file):
+        raise ModelError(f"{name}: damaged: {printable(part)} is not as it was written")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -54,6 +52,21 @@ def read_state(file: str | Path) -> dict[str, torch.Tensor]:
                 f"{name}: {key} claims the shape {tuple(value.shape)}, more than the file holds for it"
             )
     return state
+
+
+def damaged_part(file: str | Path) -> str:
+    """What in an archive of torch's is not as it was written, for which torch checks no sum itself.
+
+    Returns:
+        A member's name, or "its directory"; empty if all is whole, or the file is no such archive.
+    """
+    try:
+        if not zipfile.is_zipfile(file):
+            return ""
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() or ""
+    except Exception:  # a damaged directory raises nearly anything
+        return "its directory"
 
 
 def read_checkpoint(file: str | Path) -> tuple[dict[str, torch.Tensor], list[str]]:

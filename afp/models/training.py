@@ -27,6 +27,7 @@ from ..errors import AfpError, ModelError
 from ..files import written_whole
 from ..paths import runs_dir
 from . import processes
+from .checkpoints import damaged_part
 
 STATE_FILE = "training.pth"
 SAVE_EVERY = 500  # steps, and each epoch's end: how often a checkpoint is written
@@ -302,9 +303,8 @@ def _resume(
 def _read_state(file: Path) -> dict | None:
     """A checkpoint; none where it was cut or a bit of it flipped, which is said."""
     try:
-        with zipfile.ZipFile(file) as archive:  # torch's format, of which it checks no sum itself
-            if archive.testzip() is None:
-                return torch.load(file, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(file) and not damaged_part(file):
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception:  # a damaged file raises nearly anything
         pass
     logging.getLogger(__name__).warning("%s: damaged; the training begins anew", file)

@@ -25,16 +25,21 @@ def local_folder(backbone: str, revision: str | None = None) -> Path | None:
     Returns:
         None if there is none. The name of a hub's snapshot is its commit.
     """
-    from . import backbones, instructblip
-
     if (folder := backbone_folder(backbone)).is_dir():
         return folder if (folder / "config.json").is_file() else None
-    name, _, branch = backbone.partition("@")
-    name = (backbones.ALIASES | instructblip.ALIASES).get(name, name)
+    name, branch = hub_name(backbone)
     try:
-        return Path(hf_hub_download(name, "config.json", revision=revision or branch or None)).parent
+        return Path(hf_hub_download(name, "config.json", revision=revision or branch)).parent
     except (OSError, ValueError):
         return None
+
+
+def hub_name(backbone: str) -> tuple[str, str | None]:
+    """A backbone's name on the hub, whatever its alias, and the revision that stands behind an ``@``."""
+    from . import backbones, instructblip
+
+    name, _, revision = backbone.partition("@")
+    return (backbones.ALIASES | instructblip.ALIASES).get(name, name), revision or None
 
 
 def weights_hash(backbone: str, revision: str | None = None) -> str:

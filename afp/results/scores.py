@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from .. import detectors
-from ..detectors.base import IMAGES, Detector, run_key
+from ..detectors.base import Detector, read_images, run_key
 from ..errors import DataError, UnreadableImages
 from ..files import check_input, written_whole
 from ..models import processes
@@ -109,7 +109,7 @@ def _is_known(known: pd.DataFrame, table: pd.DataFrame) -> pd.Series:
 
 def count_known_by_name(folder: str | Path, table: pd.DataFrame) -> int:
     """Rows of a scores table that a run (its folder) knows by the name of their photograph alone."""
-    known = pd.read_csv(Path(folder) / IMAGES, dtype=str, keep_default_na=False)
+    known = read_images(folder)
     return int(((table["role"] != "") & ~_is_known(known, table)).sum())
 
 
